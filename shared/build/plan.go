@@ -1,0 +1,185 @@
+package build
+
+import (
+	"maps"
+	"slices"
+	"strings"
+)
+
+// Plan is a request after it was held against the catalogue: what exactly is
+// to be built. Two requests that mean the same image have equal plans, so the
+// ID is made of it; the builder works from it alone.
+//
+// Add and Remove are sorted and without duplicates, Pins are sorted by name.
+type Plan struct {
+	Distribution     string       `json:"distribution"`
+	Version          string       `json:"version"`
+	Snapshot         bool         `json:"snapshot,omitempty"`
+	Revision         string       `json:"revision"` // hashed for snapshots only; a release's is only compared
+	Target           string       `json:"target"`
+	Profile          string       `json:"profile"`
+	Add              []string     `json:"add,omitempty"`
+	Remove           []string     `json:"remove,omitempty"`
+	Pins             []Pin        `json:"pins,omitempty"`
+	Filesystem       string       `json:"filesystem,omitempty"` // "" = all
+	RootfsSizeMB     int          `json:"rootfs_size_mb,omitempty"`
+	Repositories     []Repository `json:"repositories,omitempty"`
+	RepositoriesMode string       `json:"repositories_mode,omitempty"`
+	RepositoryKeys   []string     `json:"repository_keys,omitempty"`
+	Settings         []string     `json:"settings,omitempty"` // of the server, where they change images
+	Rules            string       `json:"rules,omitempty"`
+	Private          bool         `json:"private,omitempty"`
+	Defaults         string       `json:"defaults,omitempty"` // leaves the record when the build ends
+}
+
+// Pin is a package whose version the client relies on.
+type Pin struct {
+	Name    string `json:"name"`
+	Version string `json:"version"`
+}
+
+// kept are never removed, whatever a client sends: an image without them does
+// not boot or cannot be mended.
+var kept = map[string]bool{"kernel": true, "libc": true, "base-files": true, "opkg": true}
+
+// isApk tells the variants of apk, which exclude each other, from other
+// packages.
+func isApk(name string) bool { return strings.HasPrefix(name, "apk-") }
+
+// Resolve turns a checked request into a plan. canonical gives the ABI-free
+// name by which the catalogue knows a package ("libjson-c5" → "libjson-c")
+// and returns other names unchanged.
+//
+// With D = facts.Defaults: additions are the list without D. Removals are the
+// names sent with "-", and with DiffPackages also what is in D and neither in
+// the list nor mandatory. A removal of what is not in D changes no image, so
+// it is left out of the plan. A list that adds nothing does not count as one:
+// "exactly these packages: none" would be a router without software.
+func Resolve(r *Request, facts Facts, settings []string, canonical func(string) string) Plan {
+	add, remove := wanted(r, canonical)
+	d := set{}
+	for _, name := range facts.Defaults {
+		d[canonical(name)] = true
+	}
+	if r.DiffPackages && len(add) > 0 {
+		for name := range d {
+			if !add[name] && !slices.Contains(facts.Mandatory, name) {
+				remove[name] = true
+			}
+		}
+	}
+	protect(add, remove)
+	for name := range remove {
+		delete(add, name)
+	}
+	p := Plan{
+		Distribution: facts.Distribution, Version: facts.Version, Snapshot: facts.Snapshot, Revision: facts.Revision,
+		Target: facts.Target, Profile: facts.Profile,
+		Add: add.minus(d), Remove: remove.intersect(d), Pins: pins(r.PackagesVersions, canonical),
+		Filesystem: r.Filesystem, RootfsSizeMB: r.RootfsSizeMB,
+		Repositories: r.Repositories, RepositoryKeys: r.RepositoryKeys,
+		Settings: slices.Clone(settings), Rules: facts.Rules,
+		Private: r.Private(), Defaults: r.Defaults,
+	}
+	if len(r.Repositories) > 0 {
+		p.RepositoriesMode = r.RepositoriesMode
+		if p.RepositoriesMode == "" {
+			p.RepositoriesMode = "replace" // as today's server takes it
+		}
+	}
+	slices.Sort(p.Settings)
+	return p
+}
+
+// wanted reads the two package lists of a request.
+func wanted(r *Request, canonical func(string) string) (add, remove set) {
+	add, remove = set{}, set{}
+	for _, entry := range r.Packages {
+		name, _, _ := splitPackage(entry)
+		if strings.HasPrefix(entry, "-") {
+			remove[canonical(name)] = true
+		} else {
+			add[canonical(name)] = true
+		}
+	}
+	for name := range r.PackagesVersions {
+		add[canonical(name)] = true
+	}
+	return add, remove
+}
+
+// protect takes what must stay out of the removals. One variant of apk may
+// only give way to another that was asked for.
+func protect(add, remove set) {
+	apk := slices.ContainsFunc(slices.Collect(maps.Keys(add)), func(name string) bool { return isApk(name) && !remove[name] })
+	for name := range remove {
+		if kept[name] || isApk(name) && !apk {
+			delete(remove, name)
+		}
+	}
+}
+
+func pins(versions map[string]string, canonical func(string) string) []Pin {
+	var list []Pin
+	for name, version := range versions {
+		list = append(list, Pin{Name: canonical(name), Version: version})
+	}
+	slices.SortFunc(list, func(a, b Pin) int {
+		if c := strings.Compare(a.Name, b.Name); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Version, b.Version)
+	})
+	return slices.Compact(list)
+}
+
+type set map[string]bool
+
+func (s set) minus(other set) []string {
+	return s.filter(func(name string) bool { return !other[name] })
+}
+
+func (s set) intersect(other set) []string {
+	return s.filter(func(name string) bool { return other[name] })
+}
+
+func (s set) filter(keep func(string) bool) []string {
+	var list []string
+	for name := range s {
+		if keep(name) {
+			list = append(list, name)
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+// Check holds every field against its pattern once more, just before make
+// sees it: the record may have been written by another version of sysup.
+func (p *Plan) Check() error {
+	err := checkFields(
+		field{"distribution", p.Distribution, distroPattern, true},
+		field{"version", p.Version, versionPattern, true},
+		field{"revision", p.Revision, revisionPattern, false},
+		field{"target", p.Target, targetPattern, true},
+		field{"profile", p.Profile, profilePattern, true},
+	)
+	if err != nil {
+		return err
+	}
+	versions := map[string]string{}
+	for _, pin := range p.Pins {
+		versions[pin.Name] = pin.Version
+	}
+	for _, list := range [][]string{p.Add, p.Remove} {
+		for _, name := range list {
+			if !packagePattern.MatchString(name) {
+				return invalid("%q is not a package name.", quote(name))
+			}
+		}
+	}
+	if err := checkPackages(nil, versions); err != nil {
+		return err
+	}
+	return checkOptions(p.Filesystem, p.RootfsSizeMB, p.Defaults, p.Repositories, p.RepositoriesMode, p.RepositoryKeys)
+}

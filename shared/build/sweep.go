@@ -1,0 +1,205 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+)
+
+// Sweeper does what time brings: it sends again what nobody works at, gives
+// up what waited a day, removes what expired and what no record names. It runs
+// each minute in serve and every few minutes in the housekeeper; any number
+// may run at once.
+type Sweeper struct {
+	Records   Records
+	Queue     Queue
+	Objects   Objects
+	Lifetimes Lifetimes
+
+	strays time.Time // when public strays were looked for last
+}
+
+// Swept counts what one sweep did.
+type Swept struct {
+	Resent, GivenUp, Expired, Strays int
+}
+
+const (
+	sweepBatch     = 100
+	strayAge       = 24 * time.Hour
+	strayAgeSecret = 10 * time.Minute
+	strayInterval  = time.Hour
+)
+
+// Sweep goes over everything that is due once. It goes on after an error with
+// one record and returns all of them joined.
+func (s *Sweeper) Sweep(ctx context.Context) (Swept, error) {
+	var done Swept
+	var errs []error
+	due, err := s.Records.Due(ctx, Now(), sweepBatch)
+	errs = append(errs, err)
+	for _, rec := range due {
+		errs = append(errs, s.look(ctx, rec, &done))
+	}
+	errs = append(errs, s.sweepStrays(ctx, "store/private/", strayAgeSecret, &done))
+	if time.Since(s.strays) >= strayInterval {
+		s.strays = time.Now()
+		errs = append(errs, s.sweepStrays(ctx, "store/", strayAge, &done))
+	}
+	return done, errors.Join(errs...)
+}
+
+func (s *Sweeper) look(ctx context.Context, rec Record, done *Swept) error {
+	now := Now()
+	switch {
+	case rec.Schema != Schema:
+		return nil // a newer sysup's; it will look after it
+	case rec.Expired(now):
+		done.Expired++
+		return s.expire(ctx, rec)
+	case rec.Ended() || now.Before(rec.DueAt):
+		return nil
+	case rec.Waited(now) && !rec.Leased(now):
+		done.GivenUp++
+		return s.giveUp(ctx, rec, now)
+	}
+	done.Resent++
+	_, err := resend(ctx, s.Records, s.Queue, rec)
+	return err
+}
+
+// giveUp ends a build that no worker took for a day.
+func (s *Sweeper) giveUp(ctx context.Context, rec Record, now time.Time) error {
+	failure := Fail(KindWaited, "No builder was free for a day. Send the request again, or tell the operator of this server.")
+	err := s.Records.Replace(ctx, rec, rec.FailWith(failure, s.Lifetimes, now))
+	if errors.Is(err, ErrConflict) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("give up %s: %w", rec.ID.Short(), err)
+	}
+	return CountEnded(ctx, s.Records)
+}
+
+// CountEnded notes on the board that one more build reached its end.
+func CountEnded(ctx context.Context, records Records) error {
+	if _, err := records.Board(ctx, "", Change{Add: Board{BoardEnded: 1}}); err != nil {
+		return fmt.Errorf("count an ended build: %w", err)
+	}
+	return nil
+}
+
+// expire removes the files first: if it dies in between, the record brings it
+// back here.
+func (s *Sweeper) expire(ctx context.Context, rec Record) error {
+	prefixes := []string{Prefix(rec.ID, rec.Attempt, rec.Plan.Private)}
+	if rec.Result != nil {
+		prefixes = append(prefixes, rec.Result.Prefix)
+		if err := s.dropIndex(ctx, rec); err != nil {
+			return err
+		}
+	}
+	if rec.Failure != nil && rec.Failure.Prefix != "" {
+		prefixes = append(prefixes, rec.Failure.Prefix)
+	}
+	for _, prefix := range prefixes {
+		if err := s.deletePrefix(ctx, prefix); err != nil {
+			return err
+		}
+	}
+	if err := s.Records.Delete(ctx, rec); err != nil && !errors.Is(err, ErrConflict) {
+		return fmt.Errorf("delete the expired record %s: %w", rec.ID.Short(), err)
+	}
+	return nil
+}
+
+// ImageIndex is the key under which a result is found by its image hash.
+func ImageIndex(imageHash string) string { return "index/image/" + imageHash }
+
+func (s *Sweeper) dropIndex(ctx context.Context, rec Record) error {
+	if rec.Plan.Private {
+		return nil
+	}
+	key := ImageIndex(rec.Result.ImageHash)
+	id, err := ReadIndex(ctx, s.Objects, rec.Result.ImageHash)
+	if errors.Is(err, ErrNotFound) || err == nil && id != rec.ID {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return s.Objects.Delete(ctx, key)
+}
+
+func (s *Sweeper) deletePrefix(ctx context.Context, prefix string) error {
+	if _, _, _, ok := ParsePrefix(prefix); !ok {
+		return fmt.Errorf("refusing to delete %q, which is not an attempt's folder", prefix)
+	}
+	for info, err := range s.Objects.List(ctx, prefix) {
+		if err != nil {
+			return fmt.Errorf("list %s: %w", prefix, err)
+		}
+		if err := s.Objects.Delete(ctx, info.Key); err != nil {
+			return fmt.Errorf("delete %s: %w", info.Key, err)
+		}
+	}
+	return nil
+}
+
+// sweepStrays removes the attempts below root that no record names once their
+// newest file is older than age.
+func (s *Sweeper) sweepStrays(ctx context.Context, root string, age time.Duration, done *Swept) error {
+	newest := map[string]time.Time{}
+	for info, err := range s.Objects.List(ctx, root) {
+		if err != nil {
+			return fmt.Errorf("list %s: %w", root, err)
+		}
+		prefix := info.Key[:strings.LastIndexByte(info.Key, '/')+1]
+		if info.Modified.After(newest[prefix]) {
+			newest[prefix] = info.Modified
+		}
+	}
+	var errs []error
+	for prefix, modified := range newest {
+		if id, attempt, _, ok := ParsePrefix(prefix); ok && time.Since(modified) > age {
+			errs = append(errs, s.stray(ctx, prefix, id, attempt, done))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Sweeper) stray(ctx context.Context, prefix string, id ID, attempt string, done *Swept) error {
+	rec, err := s.Records.Get(ctx, id)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	named := err == nil && (rec.Attempt == attempt && !rec.Ended() ||
+		rec.Result != nil && rec.Result.Prefix == prefix || rec.Failure != nil && rec.Failure.Prefix == prefix)
+	if named {
+		return nil
+	}
+	done.Strays++
+	return s.deletePrefix(ctx, prefix)
+}
+
+// ReadIndex returns the build whose result has the image hash, or ErrNotFound.
+func ReadIndex(ctx context.Context, objects Objects, imageHash string) (ID, error) {
+	r, _, err := objects.Open(ctx, ImageIndex(imageHash))
+	if err != nil {
+		return "", err
+	}
+	defer r.Close()
+	var b [64]byte
+	n, err := io.ReadFull(r, b[:])
+	if err != nil {
+		return "", ErrNotFound
+	}
+	id, err := ParseID(string(b[:n]))
+	if err != nil {
+		return "", ErrNotFound
+	}
+	return id, nil
+}
