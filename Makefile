@@ -1,0 +1,63 @@
+# make demo    one request, one signed image: the whole pipeline, in front of your eyes
+# make serve   a server for the real upstream (UPSTREAM=, LISTEN=, DATA= change what it uses)
+# make test    everything that has to pass; make test-fast is the inner loop
+# make bench   figures, see docs/performance.md
+
+SHELL := /bin/bash -o pipefail
+GO    ?= go
+TOOL  := $(GO) tool -modfile=scripts/tools/go.mod
+
+UPSTREAM ?= https://downloads.openwrt.org
+LISTEN   ?= 127.0.0.1:8000
+DATA     ?= data
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
+
+# Everything but the demo distribution and the end-to-end tests over it.
+FAST := $(shell $(GO) list ./... 2>/dev/null | grep -v -e /scripts/demo -e /cmd/sysup)
+
+.PHONY: build setup lint test test-fast demo serve bench fuzz vuln clean
+
+build: sysup
+
+.PHONY: sysup
+sysup:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $@ ./cmd/sysup
+
+setup:
+	@scripts/setup
+
+lint:
+	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo 'gofmt -w the files above'; exit 1; }
+	$(GO) vet ./...
+	$(TOOL) staticcheck ./...
+
+test: setup lint
+	@echo "engines: SQLite $$($(GO) list -m -f '{{.Version}}' modernc.org/sqlite) (modernc.org/sqlite), goqite $$($(GO) list -m -f '{{.Version}}' maragu.dev/goqite), a directory on $$(stat -f -c %T .), in-memory fakes"
+	$(GO) test -race -shuffle=on -timeout 20m ./...
+
+test-fast:
+	$(GO) test -shuffle=on $(FAST)
+
+demo: setup sysup
+	@scripts/try
+
+serve: sysup
+	./sysup serve --listen $(LISTEN) --data $(DATA) --upstream $(UPSTREAM) $(ARGS)
+
+bench: setup sysup
+	@scripts/bench
+
+# Each parser of foreign bytes for FUZZTIME.
+FUZZTIME ?= 10m
+fuzz:
+	@$(GO) list ./... | while read -r pkg; do \
+	  $(GO) test -list '^Fuzz' $$pkg | grep ^Fuzz | while read -r target; do \
+	    echo "== $$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; done || exit 1; done
+
+# Known weaknesses in what is used; asks the Go vulnerability database.
+vuln:
+	$(TOOL) govulncheck ./...
+
+clean:
+	rm -rf build sysup

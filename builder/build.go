@@ -1,0 +1,236 @@
+package builder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/attended-sysupgrade/sysup/builder/imagebuilder"
+	"github.com/attended-sysupgrade/sysup/builder/sandbox"
+	"github.com/attended-sysupgrade/sysup/shared/build"
+	"github.com/attended-sysupgrade/sysup/shared/catalog"
+)
+
+// job is one attempt at one build.
+type job struct {
+	*Worker
+	flight  *flight
+	rec     build.Record
+	device  *catalog.Device
+	folder  string
+	log     *os.File
+	output  *imagebuilder.Output
+	command string
+	note    string
+	timings map[string]int64
+}
+
+// build makes the images of a claimed record and publishes them. A
+// *build.Failure says why there are none.
+func (w *Worker) build(ctx context.Context, f *flight) (*build.Result, error) {
+	j := &job{Worker: w, flight: f, rec: f.record(), timings: map[string]int64{}}
+	if err := j.rec.Plan.Check(); err != nil {
+		return nil, build.Fail(build.KindBuild, "The stored request is not sound: %v", err)
+	}
+	if err := j.open(); err != nil {
+		return nil, err
+	}
+	defer j.close()
+	err := j.make(ctx)
+	if err != nil {
+		return nil, j.explained(ctx, err)
+	}
+	result, err := j.publish(ctx)
+	if errors.Is(err, build.ErrFull) {
+		return nil, diskFull()
+	}
+	return result, err
+}
+
+func diskFull() *build.Failure {
+	return build.Fail(build.KindDisk, "The server's disk is full. Try again later, or tell its operator.")
+}
+
+// open makes the job's folder: files/ goes into the image, out/ is where make
+// leaves its results, log is what it says.
+func (j *job) open() error {
+	j.folder = filepath.Join(j.Scratch, j.rec.Attempt)
+	if err := os.MkdirAll(j.folder, 0o711); err != nil {
+		return scratchError(err)
+	}
+	log, err := os.OpenFile(filepath.Join(j.folder, "log"), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
+	if err != nil {
+		return scratchError(err)
+	}
+	j.log = log
+	return nil
+}
+
+func scratchError(err error) error {
+	if imagebuilder.IsFull(err) {
+		return diskFull()
+	}
+	return fmt.Errorf("prepare a job's folder: %w", err)
+}
+
+func (j *job) close() {
+	j.log.Close()
+	if err := sandbox.RemoveAll(j.folder); err != nil {
+		j.Log.Error("a job's folder cannot be removed", "error", err)
+	}
+}
+
+// step runs one named step and notes its time.
+func (j *job) step(step build.Step, f func() error) error {
+	begin := time.Now()
+	defer func() { j.timings[string(step)] += time.Since(begin).Milliseconds() }()
+	return j.Hook.Do(step, f)
+}
+
+// make brings the ImageBuilder, runs it in a view of its own and collects what
+// it left.
+func (j *job) make(ctx context.Context) error {
+	var tree *imagebuilder.Tree
+	err := j.step(build.StepImageBuilder, func() (err error) {
+		tree, err = j.tree(ctx)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer tree.Release()
+	var view *imagebuilder.View
+	err = j.step(build.StepView, func() (err error) {
+		view, err = imagebuilder.Prepare(ctx, tree, &j.rec.Plan, imagebuilder.Setting{
+			Folder: j.folder, ExtraName: string(j.rec.ID[:12]), Confinement: j.Sandbox, TimeLimit: j.TimeLimit,
+		})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer view.Close()
+	j.command, j.note = view.Command(), view.Note
+	fmt.Fprintf(j.log, "$ %s\n", j.command)
+	j.flight.stage(build.StagePackages)
+	err = j.step(build.StepMake, func() error { return view.Make(ctx, j.log, j.flight.stage) })
+	if err != nil {
+		return err
+	}
+	return j.step(build.StepCollect, func() error { return j.collect(view) })
+}
+
+// tree asks the catalogue what the plan's ImageBuilder is and has it unpacked.
+func (j *job) tree(ctx context.Context) (*imagebuilder.Tree, error) {
+	plan := &j.rec.Plan
+	device, err := j.Catalog.Device(ctx, plan.Version, plan.Target, plan.Profile, "")
+	if err != nil {
+		return nil, gone(err)
+	}
+	j.device = device
+	archive, err := j.Catalog.ImageBuilder(ctx, plan.Version, plan.Target)
+	if err != nil {
+		return nil, gone(err)
+	}
+	return j.Trees.Tree(ctx, imagebuilder.Source{URL: archive.URL, Name: archive.Name, SHA256: archive.SHA256}, j.flight.stage)
+}
+
+// gone turns a refusal of the catalogue into the end of a build: what it knew
+// when the request came may have gone since.
+func gone(err error) error {
+	var refusal *build.Refusal
+	if !errors.As(err, &refusal) {
+		return err
+	}
+	if refusal.Code == build.CodeUnavailable {
+		return build.Fail(build.KindUpstream, "%s", refusal.Detail)
+	}
+	return build.Fail(build.KindProfile, "%s", refusal.Detail)
+}
+
+// collect takes the output and holds it against what was asked.
+func (j *job) collect(view *imagebuilder.View) error {
+	output, err := view.Collect()
+	if err != nil {
+		return err
+	}
+	j.output = output
+	if want, got := j.rec.Plan.Revision, output.Profile.VersionCode; want != "" && got != want {
+		return build.Fail(build.KindRevision, "The ImageBuilder is revision %s, the request was for %s. Look for updates again and send the request anew.", got, want)
+	}
+	return j.checkPins()
+}
+
+// manifest is what is installed, by ABI-free names.
+func (j *job) manifest() map[string]string {
+	m := make(map[string]string, len(j.output.Manifest))
+	for _, installed := range j.output.Manifest {
+		m[j.device.ABIFree(installed.Name, installed.Version)] = installed.Version
+	}
+	return m
+}
+
+// checkPins holds the installed versions against those that the client
+// relies on. It says all that differ, up to five.
+func (j *job) checkPins() error {
+	manifest := j.manifest()
+	var wrong []string
+	for _, pin := range j.rec.Plan.Pins {
+		if got, ok := manifest[pin.Name]; got != pin.Version && !uncounted[pin.Name] {
+			if !ok {
+				got = "not installed"
+			}
+			wrong = append(wrong, fmt.Sprintf("%s is %s instead of %s", pin.Name, got, pin.Version))
+		}
+	}
+	if len(wrong) == 0 {
+		return nil
+	}
+	return build.Fail(build.KindPackageVersions, "The packages are not the asked versions: %s. Look for updates again and send the request anew.", listed(wrong, 5))
+}
+
+// uncounted are left out by every client: they are listed under versions of
+// their own.
+var uncounted = map[string]bool{"kernel": true, "libc": true, "libgcc": true}
+
+func listed(texts []string, most int) string {
+	out := ""
+	for i, text := range texts {
+		if i == most {
+			return fmt.Sprintf("%s and %d more", out, len(texts)-most)
+		}
+		if i > 0 {
+			out += ", "
+		}
+		out += text
+	}
+	return out
+}
+
+// explained completes a failure by the command, and stores the log.
+func (j *job) explained(ctx context.Context, err error) error {
+	var failure *build.Failure
+	if !errors.As(err, &failure) {
+		return err
+	}
+	failure.Command = j.command
+	if j.command == "" {
+		return failure
+	}
+	ctx, done := context.WithTimeout(context.WithoutCancel(ctx), wrapUp)
+	defer done()
+	prefix := j.prefix()
+	if err := j.putLog(ctx, prefix+j.rec.ID.LogName()); err != nil {
+		j.Log.Warn("the log of a failed build could not be stored", "error", err)
+		return failure
+	}
+	failure.Prefix = prefix
+	return failure
+}
+
+func (j *job) prefix() string {
+	return build.Prefix(j.rec.ID, j.rec.Attempt, j.rec.Plan.Private)
+}

@@ -1,0 +1,295 @@
+package imagebuilder
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"regexp"
+	"strings"
+	"sync"
+
+	"github.com/attended-sysupgrade/sysup/shared/build"
+)
+
+const (
+	maxLine = 16 << 10
+	maxLog  = 8 << 20
+	maxTail = 16 << 10
+)
+
+// Transcript follows what make prints: it keeps the log, the ends of both
+// streams, tells the stage, and remembers the lines that explain a failure.
+type Transcript struct {
+	mu             sync.Mutex
+	log            io.Writer
+	logged         int
+	stage          func(build.Stage)
+	evidence       evidence
+	streams        []*lines
+	Stdout, Stderr tail
+}
+
+// NewTranscript writes the whole output to log, up to 8 MiB.
+func NewTranscript(log io.Writer, stage func(build.Stage)) *Transcript {
+	return &Transcript{log: log, stage: stage}
+}
+
+// Writers are what make's two streams go to.
+func (t *Transcript) Writers() (stdout, stderr io.Writer) {
+	out, err := &lines{t: t, tail: &t.Stdout}, &lines{t: t, tail: &t.Stderr}
+	t.streams = append(t.streams, out, err)
+	return out, err
+}
+
+// Flush takes in last lines that have no end. Nothing writes any more.
+func (t *Transcript) Flush() {
+	for _, stream := range t.streams {
+		if len(stream.part) > 0 {
+			t.line(append(stream.part, '\n'), stream.tail)
+			stream.part = nil
+		}
+	}
+}
+
+func (t *Transcript) line(line []byte, to *tail) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	to.add(line)
+	if t.logged += len(line); t.logged <= maxLog {
+		_, _ = t.log.Write(line) // a full disk shows itself where the images are written
+	} else if t.logged-len(line) <= maxLog {
+		_, _ = fmt.Fprintf(t.log, "[the log ends here: it has reached %d MiB]\n", maxLog>>20)
+	}
+	text := strings.TrimRight(string(line), "\r\n")
+	if strings.HasPrefix(text, "Finalizing root filesystem...") {
+		t.stage(build.StageImage)
+	}
+	t.evidence.see(text)
+}
+
+// lines cuts a stream into lines; one that is too long is passed on in parts.
+type lines struct {
+	t    *Transcript
+	tail *tail
+	part []byte
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	n := len(p)
+	for len(p) > 0 {
+		i := bytes.IndexByte(p, '\n')
+		if i < 0 {
+			i = len(p) - 1
+		}
+		l.part = append(l.part, p[:i+1]...)
+		p = p[i+1:]
+		if l.part[len(l.part)-1] == '\n' || len(l.part) >= maxLine {
+			l.t.line(l.part, l.tail)
+			l.part = l.part[:0]
+		}
+	}
+	return n, nil
+}
+
+// tail keeps the last bytes of a stream, whole lines where they fit.
+type tail struct{ b []byte }
+
+func (t *tail) add(line []byte) {
+	t.b = append(t.b, line...)
+	if len(t.b) > 2*maxTail {
+		t.b = append(t.b[:0], t.b[len(t.b)-maxTail:]...)
+	}
+}
+
+func (t *tail) String() string {
+	b := t.b
+	if len(b) > maxTail {
+		b = b[len(b)-maxTail:]
+		if i := bytes.IndexByte(b, '\n'); i >= 0 {
+			b = b[i+1:]
+		}
+	}
+	return strings.ToValidUTF8(string(b), "?")
+}
+
+// evidence is what the lines of opkg, apk and the image tools gave away.
+type evidence struct {
+	feed, disk, profile   string
+	unknown, conflict     string
+	with                  string // what the conflict is with
+	clash, clashFile      string
+	missing, missingFor   string
+	tooBig                string
+	apkMissing, apkWorld  string // names seen in apk's two-line reports
+	inConflict, inApkList bool
+}
+
+const name = `([A-Za-z0-9][A-Za-z0-9_.+~-]{0,127})`
+
+var (
+	feedLines = []*regexp.Regexp{
+		regexp.MustCompile(`^Signature check failed\.`),
+		regexp.MustCompile(`^Remove wrong Signature file\.`),
+		regexp.MustCompile(`\*\*\* Failed to download the package list from`),
+		regexp.MustCompile(`opkg_download: Failed to download `),
+		regexp.MustCompile(`UNTRUSTED signature`),
+		regexp.MustCompile(`^WARNING: (updating|opening|updating and opening) https?://`),
+		regexp.MustCompile(`^ERROR: wget: exited with error `),
+		regexp.MustCompile(`^ERROR: ` + name + `: (network error|I/O error|temporary error|remote server)`),
+	}
+	diskLine       = regexp.MustCompile(`No space left on device|Disk quota exceeded`)
+	profileLine    = regexp.MustCompile(`^Profile "` + name + `" does not exist!`)
+	opkgUnknown    = regexp.MustCompile(`opkg_install_cmd: Cannot install package ` + name + `\.$`)
+	opkgConflict   = regexp.MustCompile(`check_conflicts_for: The following packages conflict with ` + name + `:`)
+	opkgWith       = regexp.MustCompile(`check_conflicts_for:\s+` + name + ` \*`)
+	opkgClash      = regexp.MustCompile(`check_data_file_clashes: Package ` + name + ` wants to install file (?:\S*/root-[^/\s]+)?(/[A-Za-z0-9_.+@/-]{1,200})`)
+	opkgClashWith  = regexp.MustCompile(`But that file is already provided by package\s+\* ` + name)
+	opkgMissing    = regexp.MustCompile(`cannot find dependency ` + name + ` for ` + name)
+	apkNoPackage   = regexp.MustCompile(`^\s*` + name + ` \(no such package\):`)
+	apkRequired    = regexp.MustCompile(`required by: ` + name + `\[`)
+	apkSubject     = regexp.MustCompile(`^\s*` + name + `:$`)
+	apkBreaks      = regexp.MustCompile(`breaks: ` + name + `\[!`)
+	tooBigLines    = regexp.MustCompile(`is too big: [0-9]+ > [0-9]+|ext4_allocate_best_fit_partial|Could not allocate block in ext2|rootfs image is too big`)
+	tooBigFigures  = regexp.MustCompile(`is too big: ([0-9]+) > ([0-9]+)`)
+	apkVersionTail = regexp.MustCompile(`-[0-9][A-Za-z0-9._~]*-r[0-9]+$`)
+)
+
+// see takes one line into account.
+func (e *evidence) see(line string) {
+	for _, pattern := range feedLines {
+		if e.feed == "" && pattern.MatchString(line) {
+			e.feed = line
+		}
+	}
+	if e.disk == "" && diskLine.MatchString(line) {
+		e.disk = line
+	}
+	first(&e.profile, profileLine, line)
+	first(&e.unknown, opkgUnknown, line)
+	first(&e.conflict, opkgConflict, line)
+	first(&e.with, opkgWith, line)
+	if m := opkgClash.FindStringSubmatch(line); m != nil && e.clash == "" {
+		e.clash, e.clashFile = m[1], m[2]
+	}
+	if e.clash != "" {
+		first(&e.with, opkgClashWith, line)
+	}
+	if m := opkgMissing.FindStringSubmatch(line); m != nil && e.missing == "" {
+		e.missing, e.missingFor = m[1], m[2]
+	}
+	if tooBigLines.MatchString(line) && e.tooBig == "" {
+		e.tooBig = line
+	}
+	e.seeApk(line)
+}
+
+// seeApk reads apk's reports, where the package and what is wrong with it
+// stand in different lines.
+func (e *evidence) seeApk(line string) {
+	if m := apkNoPackage.FindStringSubmatch(line); m != nil {
+		e.apkMissing = m[1]
+	}
+	if m := apkRequired.FindStringSubmatch(line); m != nil && e.apkMissing != "" {
+		switch {
+		case m[1] == "world" && e.unknown == "":
+			e.unknown = e.apkMissing
+		case m[1] != "world" && e.missing == "":
+			e.missing, e.missingFor = e.apkMissing, apkName(m[1])
+		}
+		e.apkMissing = ""
+	}
+	if m := apkSubject.FindStringSubmatch(line); m != nil {
+		e.apkWorld = apkName(m[1])
+	}
+	if m := apkBreaks.FindStringSubmatch(line); m != nil && e.conflict == "" {
+		e.conflict, e.with = e.apkWorld, apkName(m[1])
+	}
+}
+
+// apkName cuts the version off apk's "name-version-rN".
+func apkName(s string) string { return apkVersionTail.ReplaceAllString(s, "") }
+
+func first(to *string, pattern *regexp.Regexp, line string) {
+	if *to != "" {
+		return
+	}
+	if m := pattern.FindStringSubmatch(line); m != nil {
+		*to = m[1]
+	}
+}
+
+// Feed returns the failure of a feed that make could not fetch or verify, or
+// nil. make goes on without such a feed and may well end with success: the
+// images are not what was asked for all the same.
+func (t *Transcript) Feed() *build.Failure {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case t.evidence.disk != "":
+		return build.Fail(build.KindDisk, "The server's disk is full. Try again later, or tell its operator.")
+	case t.evidence.feed != "":
+		return build.Fail(build.KindUpstream, "A package feed could not be fetched or its signature did not hold (%s). This is tried again by itself.", clip(t.evidence.feed))
+	}
+	return nil
+}
+
+// Explain says why make left no image.
+func (t *Transcript) Explain() *build.Failure {
+	if f := t.Feed(); f != nil {
+		return f
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	f := t.evidence.explain()
+	f.Stdout, f.Stderr = t.Stdout.String(), t.Stderr.String()
+	return f
+}
+
+// TooBig returns the failure of images that are said to be too big, or nil.
+// make ends with success on flash devices all the same.
+func (t *Transcript) TooBig() *build.Failure {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.evidence.tooBig == "" {
+		return nil
+	}
+	return tooBig(t.evidence.tooBig)
+}
+
+func (e *evidence) explain() *build.Failure {
+	switch {
+	case e.profile != "":
+		return build.Fail(build.KindProfile, "The ImageBuilder does not know the profile %q.", e.profile)
+	case e.clash != "":
+		return about(e.clash, build.Fail(build.KindConflict, "%s and %s both bring the file %s and cannot be installed together. Leave one out: send %q to remove it.", e.clash, e.with, e.clashFile, "-"+e.clash))
+	case e.conflict != "":
+		return about(e.conflict, build.Fail(build.KindConflict, "%s and %s exclude each other. Leave one of them out.", e.conflict, e.with))
+	case e.missing != "":
+		return about(e.missingFor, build.Fail(build.KindMissing, "%s needs %s, which this version does not have. Leave %s out.", e.missingFor, e.missing, e.missingFor))
+	case e.unknown != "":
+		return about(e.unknown, build.Fail(build.KindUnknownPackage, "This version has no package %s. Leave it out or look up its new name.", e.unknown))
+	case e.tooBig != "":
+		return tooBig(e.tooBig)
+	}
+	return build.Fail(build.KindBuild, "The ImageBuilder failed; the end of its log says where.")
+}
+
+func tooBig(line string) *build.Failure {
+	if m := tooBigFigures.FindStringSubmatch(line); m != nil {
+		return build.Fail(build.KindTooBig, "The images are too big for this device: %s bytes, where %s fit. Leave packages out.", m[1], m[2])
+	}
+	return build.Fail(build.KindTooBig, "The images are too big: the packages do not fit into the root file system. Leave packages out, or ask for a larger one by rootfs_size_mb where the device has room.")
+}
+
+func about(pkg string, f *build.Failure) *build.Failure {
+	f.Package = pkg
+	return f
+}
+
+func clip(s string) string {
+	s = strings.TrimSpace(s)
+	if len(s) > 200 {
+		s = s[:200] + "..."
+	}
+	return strings.ToValidUTF8(s, "?")
+}

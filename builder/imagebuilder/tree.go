@@ -1,0 +1,89 @@
+package imagebuilder
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+func sortByUse(list []storedTree) {
+	slices.SortFunc(list, func(a, b storedTree) int { return a.used.Compare(b.used) })
+}
+
+// offers is what a tree can do, read from its own files and not from its
+// version number.
+type offers struct {
+	callImage bool     // the sub-target by which single file systems are chosen
+	checkKeys bool     // local signing keys, which _call_image does not make
+	rootfs    []string // file systems that are switched on, as CONFIG_TARGET_ROOTFS_ names
+	apk       bool     // packages are apk's
+}
+
+// rootfsNames translates what clients call a file system into the name of its
+// configuration symbol.
+var rootfsNames = map[string]string{
+	"squashfs": "SQUASHFS", "ext4": "EXT4FS", "ubifs": "UBIFS", "erofs": "EROFS", "jffs2": "JFFS2",
+	"jffs2-nand": "JFFS2_NAND", "targz": "TARGZ", "cpiogz": "CPIOGZ",
+}
+
+const maxTreeFile = 4 << 20
+
+// inspect reads the Makefile and the configuration of a tree.
+func inspect(tree string) (offers, error) {
+	var o offers
+	err := eachLine(filepath.Join(tree, "Makefile"), func(line string) {
+		o.callImage = o.callImage || strings.HasPrefix(line, "_call_image:")
+		o.checkKeys = o.checkKeys || strings.HasPrefix(line, "_check_keys:")
+	})
+	if err != nil {
+		return o, err
+	}
+	err = eachLine(filepath.Join(tree, ".config"), func(line string) {
+		if name, ok := strings.CutPrefix(line, "CONFIG_TARGET_ROOTFS_"); ok && strings.HasSuffix(name, "=y") {
+			o.rootfs = append(o.rootfs, strings.TrimSuffix(name, "=y"))
+		}
+		o.apk = o.apk || line == "CONFIG_USE_APK=y"
+	})
+	return o, err
+}
+
+func eachLine(name string, f func(string)) error {
+	file, err := os.Open(name)
+	if err != nil {
+		return fmt.Errorf("read the ImageBuilder: %w", err)
+	}
+	defer file.Close()
+	scanner := bufio.NewScanner(io.LimitReader(file, maxTreeFile))
+	scanner.Buffer(nil, maxTreeFile)
+	for scanner.Scan() {
+		f(scanner.Text())
+	}
+	return scanner.Err()
+}
+
+// only returns the variables that switch every file system off but the wanted
+// one, whether that is possible, and a note if another one takes its place.
+func (o offers) only(wanted string) (variables []string, possible bool, note string) {
+	if wanted == "" || !o.callImage {
+		return nil, false, ""
+	}
+	symbol := rootfsNames[wanted]
+	if symbol == "" || !slices.Contains(o.rootfs, symbol) {
+		note = fmt.Sprintf("This target cannot make %s images; squashfs was built instead.", wanted)
+		symbol = rootfsNames["squashfs"]
+		if !slices.Contains(o.rootfs, symbol) {
+			return nil, false, fmt.Sprintf("This target can make neither %s nor squashfs images; what it makes was built instead.", wanted)
+		}
+	}
+	for _, name := range rootfsNames {
+		if name != symbol && slices.Contains(o.rootfs, name) {
+			variables = append(variables, "CONFIG_TARGET_ROOTFS_"+name+"=")
+		}
+	}
+	slices.Sort(variables)
+	return variables, true, note
+}

@@ -1,0 +1,214 @@
+package imagebuilder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/attended-sysupgrade/sysup/builder/sandbox"
+	"github.com/attended-sysupgrade/sysup/shared/build"
+)
+
+// Confinement is how jobs are kept from the rest of the machine.
+type Confinement struct {
+	Level    sandbox.Level
+	Copy     bool     // copy the tree for each job instead of an overlay over it
+	UID, GID int      // who runs make when the server is root; no two jobs at once share a UID
+	Hide     []string // folders that no job may see
+}
+
+// Setting is what a job needs besides its plan.
+type Setting struct {
+	Folder      string // the job's own, empty but for its log
+	ExtraName   string // EXTRA_IMAGE_NAME, for telling files apart
+	Confinement Confinement
+	TimeLimit   time.Duration
+}
+
+// View is a job's own copy of a tree, which it may change as it likes.
+type View struct {
+	// Note says in a sentence what differs from what was asked, if anything.
+	Note string
+
+	plan     *build.Plan
+	setting  Setting
+	box      *sandbox.Job
+	commands [][]string
+	out      string // the output folder on this side
+}
+
+// tools is where the ImageBuilder finds the host's programs.
+const tools = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// Prepare makes the view and works out the calls of make.
+func Prepare(ctx context.Context, tree *Tree, plan *build.Plan, setting Setting) (*View, error) {
+	offered, err := inspect(tree.Path)
+	if err != nil {
+		return nil, err
+	}
+	v := &View{plan: plan, setting: setting, out: filepath.Join(setting.Folder, outFolder)}
+	if err := v.folders(); err != nil {
+		return nil, diskFailure(err)
+	}
+	if err := v.writeFeeds(tree.Path, offered.apk); err != nil {
+		return nil, diskFailure(err)
+	}
+	v.box, err = sandbox.Prepare(ctx, v.spec(tree))
+	if err != nil {
+		return nil, diskFailure(err)
+	}
+	v.commands, v.Note = v.calls(offered)
+	return v, nil
+}
+
+// The folders of a job, by their names on both sides: make writes out, files
+// goes into the image, feeds is copied over the tree.
+const (
+	outFolder   = "out"
+	filesFolder = "files"
+	feedsFolder = "feeds"
+)
+
+func (v *View) folder(name string) string { return filepath.Join(v.setting.Folder, name) }
+
+func (v *View) folders() error {
+	defaults := filepath.Join(v.folder(filesFolder), "etc", "uci-defaults")
+	for _, folder := range []string{v.out, defaults, filepath.Join(v.folder(feedsFolder), "keys")} {
+		if err := os.MkdirAll(folder, 0o755); err != nil {
+			return err
+		}
+	}
+	if v.plan.Defaults == "" {
+		return nil
+	}
+	return os.WriteFile(filepath.Join(defaults, "99-asu-defaults"), []byte(v.plan.Defaults), 0o644)
+}
+
+func (v *View) spec(tree *Tree) sandbox.Spec {
+	c := v.setting.Confinement
+	return sandbox.Spec{
+		Tree: tree.Path, Scratch: v.folder("view"), Hide: c.Hide, UID: c.UID, GID: c.GID,
+		Level: c.Level, Copy: c.Copy,
+		Limits: sandbox.Limits{Time: v.setting.TimeLimit},
+		Binds: []sandbox.Bind{
+			{Host: v.out, Inside: "/tmp/" + outFolder, Writable: true},
+			{Host: v.folder(filesFolder), Inside: "/tmp/" + filesFolder},
+			{Host: v.folder(feedsFolder), Inside: "/tmp/" + feedsFolder},
+		},
+	}
+}
+
+func (v *View) inside(name string) string { return v.box.Path("/tmp/" + name) }
+
+func (v *View) environment() []string {
+	return []string{"PATH=" + tools, "HOME=" + v.box.Path("/tmp"), "TMPDIR=" + v.box.Path("/tmp"), "LC_ALL=C"}
+}
+
+// calls are the runs of make. Without a wish for one file system it is plain
+// make image; with one, the tree's own inner target, which alone lets the
+// others be switched off.
+func (v *View) calls(offered offers) (commands [][]string, note string) {
+	variables, single, note := offered.only(v.plan.Filesystem)
+	if len(v.plan.Repositories)+len(v.plan.RepositoryKeys) > 0 {
+		commands = append(commands, []string{"cp", "-r", v.inside(feedsFolder) + "/.", "."})
+	}
+	common := []string{"BIN_DIR=" + v.inside(outFolder), "EXTRA_IMAGE_NAME=" + v.setting.ExtraName}
+	packages := strings.Join(v.packages(), " ")
+	if !single {
+		call := append([]string{"make", "image", "PROFILE=" + v.plan.Profile, "PACKAGES=" + packages}, common...)
+		return append(commands, v.optional(call, "FILES=", "ROOTFS_PARTSIZE=")), note
+	}
+	if offered.checkKeys {
+		commands = append(commands, []string{"make", "-s", "_check_keys"})
+	}
+	call := append([]string{"make", "-s", "_call_image", "USER_PROFILE=DEVICE_" + v.plan.Profile, "USER_PACKAGES=" + packages}, common...)
+	call = v.optional(call, "USER_FILES=", "CONFIG_TARGET_ROOTFS_PARTSIZE=")
+	return append(commands, append(call, variables...)), note
+}
+
+func (v *View) optional(call []string, files, size string) []string {
+	if v.plan.Defaults != "" {
+		call = append(call, files+v.inside(filesFolder))
+	}
+	if v.plan.RootfsSizeMB > 0 {
+		call = append(call, size+strconv.Itoa(v.plan.RootfsSizeMB))
+	}
+	return call
+}
+
+func (v *View) packages() []string {
+	list := slices.Clone(v.plan.Add)
+	for _, name := range v.plan.Remove {
+		list = append(list, "-"+name)
+	}
+	return list
+}
+
+// Command is the last call of make as people would type it.
+func (v *View) Command() string {
+	var words []string
+	for _, word := range v.commands[len(v.commands)-1] {
+		if name, value, ok := strings.Cut(word, "="); ok && strings.Contains(value, " ") {
+			word = name + `="` + value + `"`
+		}
+		words = append(words, word)
+	}
+	return strings.Join(words, " ")
+}
+
+// Make runs the calls, writes what they say to log and tells the stages. A
+// *build.Failure says why there will be no images.
+func (v *View) Make(ctx context.Context, log io.Writer, stage func(build.Stage)) error {
+	transcript := NewTranscript(log, stage)
+	stdout, stderr := transcript.Writers()
+	var err error
+	for _, call := range v.commands {
+		err = v.box.Run(ctx, sandbox.Command{Args: call, Env: v.environment(), Stdout: stdout, Stderr: stderr})
+		if err != nil {
+			break
+		}
+	}
+	transcript.Flush()
+	exit, exited := errors.AsType[*sandbox.ExitError](err)
+	switch {
+	case errors.Is(err, sandbox.ErrTimeLimit):
+		return v.words(transcript, build.Fail(build.KindTime, "The ImageBuilder did not finish within %s.", v.setting.TimeLimit))
+	case exited:
+		fmt.Fprintf(log, "[make ended with status %d]\n", exit.Code)
+		return v.words(transcript, transcript.Explain())
+	case errors.Is(err, sandbox.ErrKilled):
+		return v.words(transcript, build.Fail(build.KindWorker, "The ImageBuilder was killed, perhaps for want of memory. This is tried again by itself."))
+	case err != nil:
+		return diskFailure(err)
+	}
+	if failure := transcript.Feed(); failure != nil {
+		return v.words(transcript, failure)
+	}
+	if failure := transcript.TooBig(); failure != nil && !v.hasProfiles() {
+		return v.words(transcript, failure)
+	}
+	return nil
+}
+
+func (v *View) hasProfiles() bool {
+	_, err := os.Lstat(filepath.Join(v.out, "profiles.json"))
+	return err == nil
+}
+
+func (v *View) words(t *Transcript, f *build.Failure) error {
+	f.Stdout, f.Stderr = t.Stdout.String(), t.Stderr.String()
+	return f
+}
+
+// Collect reads what make left.
+func (v *View) Collect() (*Output, error) { return Collect(v.out, v.plan.Profile) }
+
+// Close ends everything the job started and removes its view.
+func (v *View) Close() error { return v.box.Close() }

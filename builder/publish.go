@@ -1,0 +1,179 @@
+package builder
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/attended-sysupgrade/sysup/shared/build"
+	"github.com/attended-sysupgrade/sysup/shared/usign"
+)
+
+// publish signs the result and stores it under the attempt's prefix, the
+// provenance last: an attempt with a build.json is complete.
+func (j *job) publish(ctx context.Context) (*build.Result, error) {
+	result, provenance, err := j.result()
+	if err != nil {
+		return nil, err
+	}
+	var signed map[string][]byte
+	err = j.step(build.StepSign, func() (err error) {
+		signed, err = j.sign(ctx, result, provenance)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := j.step(build.StepUpload, func() error { return j.upload(ctx, result, signed) }); err != nil {
+		return nil, err
+	}
+	err = j.step(build.StepSeal, func() error {
+		return j.put(ctx, result.Prefix+"build.json", bytes.NewReader(provenance), build.PolicyJSON)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return result, j.index(ctx, j.rec, result)
+}
+
+// result describes the output, and is the content of build.json too.
+func (j *job) result() (*build.Result, []byte, error) {
+	manifest := j.manifest()
+	result := &build.Result{
+		Prefix: j.prefix(), BuiltAt: build.Now().Truncate(time.Second),
+		Images: j.output.Images, Manifest: manifest, Command: j.command, Profile: j.output.Profile,
+		Timings: j.timings,
+	}
+	if j.note != "" {
+		result.Notes = []string{j.note}
+	}
+	result.ImageHash = j.imageHash(manifest)
+	result.Log = "build-" + result.ImageHash + ".log"
+	plan := j.rec.Plan
+	plan.Defaults = ""
+	text, err := json.Marshal(build.Provenance{
+		Schema: build.Schema, RequestHash: j.rec.ID, Attempt: j.rec.Attempt, BuiltAt: result.BuiltAt, Plan: plan, Result: *result,
+	})
+	return result, text, err
+}
+
+// imageHash finds equal results of different requests. A private result is
+// not to be found by its content.
+func (j *job) imageHash(manifest map[string]string) string {
+	if j.rec.Plan.Private {
+		return string(j.rec.ID)
+	}
+	var lines, images []string
+	for _, name := range slices.Sorted(maps.Keys(manifest)) {
+		lines = append(lines, name+" "+manifest[name])
+	}
+	for _, image := range j.output.Images {
+		images = append(images, image.SHA256Unsigned)
+	}
+	slices.Sort(images)
+	return build.ImageHash(&j.rec.Plan, lines, images)
+}
+
+// sign makes the files that stand beside the output: sha256sums over
+// everything else, its signature, and the worker's certificate.
+func (j *job) sign(ctx context.Context, result *build.Result, provenance []byte) (map[string][]byte, error) {
+	key, err := j.Keys.Current(ctx)
+	if err != nil {
+		return nil, err
+	}
+	sums := usign.Sums{"build.json": sha256.Sum256(provenance)}
+	for _, file := range j.output.Files {
+		sums[file.Name] = file.SHA256
+	}
+	if sums[result.Log], err = j.logSum(); err != nil {
+		return nil, err
+	}
+	text, err := sums.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	return map[string][]byte{
+		"sha256sums": text, "sha256sums.sig": key.Secret.Sign(text).Marshal(),
+		"worker.pub": key.Certificate.PublicKey, "worker.pub.sig": key.Certificate.Signature,
+	}, nil
+}
+
+func (j *job) logSum() (sum [sha256.Size]byte, err error) {
+	h := sha256.New()
+	if _, err := j.log.Seek(0, io.SeekStart); err != nil {
+		return sum, err
+	}
+	_, err = io.Copy(h, j.log)
+	return [sha256.Size]byte(h.Sum(nil)), err
+}
+
+func (j *job) upload(ctx context.Context, result *build.Result, signed map[string][]byte) error {
+	for _, file := range j.output.Files {
+		if err := j.uploadFile(ctx, result.Prefix, file.Name); err != nil {
+			return err
+		}
+	}
+	if err := j.putLog(ctx, result.Prefix+result.Log); err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(signed)) {
+		if err := j.put(ctx, result.Prefix+name, bytes.NewReader(signed[name]), build.PolicyText); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (j *job) uploadFile(ctx context.Context, prefix, name string) error {
+	f, err := os.Open(filepath.Join(j.folder, "out", name))
+	if err != nil {
+		return fmt.Errorf("open %s: %w", name, err)
+	}
+	defer f.Close()
+	policy := build.PolicyImage
+	switch {
+	case strings.HasSuffix(name, ".json"):
+		policy = build.PolicyJSON
+	case strings.HasSuffix(name, ".manifest"):
+		policy = build.PolicyText
+	}
+	return j.put(ctx, prefix+name, f, policy)
+}
+
+func (j *job) putLog(ctx context.Context, key string) error {
+	if _, err := j.log.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	return j.put(ctx, key, j.log, build.PolicyText)
+}
+
+func (j *job) put(ctx context.Context, key string, r io.Reader, policy build.Policy) error {
+	if j.rec.Plan.Private {
+		policy = policy.Private()
+	}
+	if err := j.Objects.Put(ctx, key, r, policy); err != nil {
+		return fmt.Errorf("store %s: %w", filepath.Base(key), err)
+	}
+	return nil
+}
+
+// index lets the result be found by its image hash. It is written before the
+// commit: an entry that leads to no result does no harm, a missing one would
+// not come back.
+func (w *Worker) index(ctx context.Context, rec build.Record, result *build.Result) error {
+	if rec.Plan.Private {
+		return nil
+	}
+	return w.Hook.Do(build.StepIndex, func() error {
+		return w.Objects.Put(ctx, build.ImageIndex(result.ImageHash), strings.NewReader(string(rec.ID)), build.PolicyIndex)
+	})
+}

@@ -1,0 +1,90 @@
+package builder
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/attended-sysupgrade/sysup/shared/build"
+	"github.com/attended-sysupgrade/sysup/shared/usign"
+)
+
+const maxChainFile = 16 << 20
+
+// complete looks whether the record's last attempt stored everything before
+// its worker was lost. Then its result counts: what was signed needs no second
+// build.
+func (w *Worker) complete(ctx context.Context, rec build.Record) (*build.Result, bool) {
+	result, err := w.recovered(ctx, rec)
+	if err != nil && !errors.Is(err, build.ErrNotFound) {
+		w.Log.Warn("an earlier attempt cannot be used", "build", rec.ID.Short(), "error", err)
+	}
+	return result, err == nil
+}
+
+func (w *Worker) recovered(ctx context.Context, rec build.Record) (*build.Result, error) {
+	prefix := build.Prefix(rec.ID, rec.Attempt, rec.Plan.Private)
+	var chain usign.Chain
+	// build.json was stored last: without it there is nothing more to look at.
+	for _, file := range []struct {
+		name string
+		to   *[]byte
+	}{
+		{usign.BuildFile, &chain.Build}, {usign.SumsFile, &chain.Sums}, {usign.SumsSigFile, &chain.SumsSig},
+		{usign.WorkerFile, &chain.Worker}, {usign.WorkerSigFile, &chain.WorkerSig},
+	} {
+		text, err := w.read(ctx, prefix+file.name)
+		if err != nil {
+			return nil, err
+		}
+		*file.to = text
+	}
+	verified, err := usign.Trust{Server: w.ServerKeys}.VerifyChain(chain, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	for name := range verified.Sums {
+		if err := w.check(ctx, verified.Sums, prefix, name); err != nil {
+			return nil, err
+		}
+	}
+	return provenance(chain.Build, rec, prefix)
+}
+
+func provenance(text []byte, rec build.Record, prefix string) (*build.Result, error) {
+	var p build.Provenance
+	if err := json.Unmarshal(text, &p); err != nil {
+		return nil, err
+	}
+	if p.Schema != build.Schema || p.RequestHash != rec.ID || p.Attempt != rec.Attempt || p.Result.Prefix != prefix {
+		return nil, fmt.Errorf("build.json of %s is about another build", rec.ID.Short())
+	}
+	return &p.Result, nil
+}
+
+func (w *Worker) read(ctx context.Context, key string) ([]byte, error) {
+	r, info, err := w.Objects.Open(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	if info.Size > maxChainFile {
+		return nil, fmt.Errorf("%s has %d bytes", key, info.Size)
+	}
+	var b bytes.Buffer
+	_, err = io.Copy(&b, r)
+	return b.Bytes(), err
+}
+
+func (w *Worker) check(ctx context.Context, sums usign.Sums, prefix, name string) error {
+	r, _, err := w.Objects.Open(ctx, prefix+name)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return sums.Check(name, r)
+}

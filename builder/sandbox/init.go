@@ -1,0 +1,164 @@
+package sandbox
+
+import (
+	"encoding/gob"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Init returns at once unless this process was started as a sandbox's first process; then it never returns. It is the
+// first thing in main and TestMain.
+//
+// The first process stays as pid 1 of its namespace (or as the subreaper) beside the command, rather than becoming it:
+// a pid 1 ignores signals that it does not handle, SIGXFSZ and its own SIGTERM included, and make is no reaper.
+func Init() {
+	if len(os.Args) == 2 && os.Args[0] == initName {
+		os.Exit(first())
+	}
+}
+
+const (
+	answerFile = 3
+	idMapFile  = 4
+)
+
+func first() int {
+	runtime.LockOSThread() // what is dropped is dropped for a thread and those that it starts
+	debug.SetGCPercent(-1) // it allocates next to nothing
+	unix.CloseOnExec(answerFile)
+	unix.CloseOnExec(idMapFile)
+	unix.CloseOnExec(0)
+	// Notified of every signal and reading none: no process of the job's uid ends this one by a signal, and the
+	// command still starts with all signals at their defaults.
+	signal.Notify(make(chan os.Signal, 1))
+	var o order
+	var r report
+	if err := gob.NewDecoder(os.Stdin).Decode(&o); err != nil {
+		return 1 // the server died
+	}
+	if os.Getpid() != 1 {
+		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+			r.Failure = err.Error()
+		}
+	}
+	go endWithServer()
+	r.run(o)
+	_ = gob.NewEncoder(os.NewFile(answerFile, "answer")).Encode(r)
+	return 0
+}
+
+// endWithServer waits for the end of the lifeline.
+func endWithServer() {
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	if os.Getpid() == 1 {
+		os.Exit(1) // the kernel kills all of the namespace
+	}
+	for { // the command's end is what r.run waits for
+		killDescendants()
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func (r *report) run(o order) {
+	if o.Spec.Level.namespaced() {
+		if err := o.overlay(); err != nil {
+			r.NoOverlay = err.Error()
+			return
+		}
+		if err := o.mounts(); err != nil {
+			r.Failure = err.Error()
+			return
+		}
+	}
+	pid, err := o.start()
+	if err != nil {
+		r.Failure = err.Error()
+		return
+	}
+	status := reap(pid)
+	if os.Getpid() != 1 {
+		o.killAll()
+	}
+	r.Code = status.ExitStatus()
+	if status.Signaled() {
+		r.Code, r.Signal = 128+int(status.Signal()), int(status.Signal())
+	}
+}
+
+// reap waits for the command, and meanwhile for whatever was left to this process.
+func reap(command int) syscall.WaitStatus {
+	for {
+		var status syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &status, 0, nil)
+		if pid == command || err != nil && !errors.Is(err, syscall.EINTR) {
+			return status
+		}
+	}
+}
+
+// start confines this thread for good and starts the command from it.
+func (o order) start() (int, error) {
+	null, err := os.Open("/dev/null")
+	if err != nil {
+		return 0, err
+	}
+	program, err := o.program()
+	if err != nil {
+		return 0, err
+	}
+	attributes := &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	if o.Drop {
+		attributes.Credential = &syscall.Credential{Uid: uint32(o.Spec.UID), Gid: uint32(o.Spec.GID)}
+		o.ownOutput()
+	}
+	if err := o.confine(); err != nil {
+		return 0, err
+	}
+	pid, err := syscall.ForkExec(program, o.Args, &syscall.ProcAttr{
+		Dir: o.dir(), Env: o.Env, Files: []uintptr{null.Fd(), 1, 2}, Sys: attributes,
+	})
+	if err != nil {
+		return 0, fmt.Errorf("starting %s in %s: %w", program, o.dir(), err)
+	}
+	return pid, nil
+}
+
+func (o order) dir() string { return (&Job{spec: o.Spec}).Path(o.Spec.Dir) }
+
+// program looks the command up as its own environment says.
+func (o order) program() (string, error) {
+	if len(o.Args) == 0 {
+		return "", errors.New("no command was given")
+	}
+	os.Unsetenv("PATH")
+	for _, variable := range o.Env {
+		if value, found := strings.CutPrefix(variable, "PATH="); found {
+			os.Setenv("PATH", value)
+		}
+	}
+	if err := os.Chdir(o.dir()); err != nil {
+		return "", err
+	}
+	return exec.LookPath(o.Args[0])
+}
+
+// ownOutput gives the pipes of stdout and stderr to the user, who else could not open /dev/stderr.
+func (o order) ownOutput() {
+	for _, fd := range []int{1, 2} {
+		var info unix.Stat_t
+		if unix.Fstat(fd, &info) == nil && info.Mode&unix.S_IFMT == unix.S_IFIFO {
+			_ = unix.Fchown(fd, o.Spec.UID, o.Spec.GID)
+		}
+	}
+}

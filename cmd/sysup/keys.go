@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/attended-sysupgrade/sysup/shared/build"
+	"github.com/attended-sysupgrade/sysup/shared/usign"
+)
+
+type keysCmd struct {
+	New         keysNew         `cmd:"" help:"Make a key pair: DIR/server.sec (secret) and DIR/server.pub."`
+	Show        keysShow        `cmd:"" help:"Print the public key."`
+	Fingerprint keysFingerprint `cmd:"" help:"Print the public key's fingerprint."`
+}
+
+type keysNew struct {
+	Dir     string `arg:"" help:"Folder for the pair; must not hold one." type:"path"`
+	Comment string `help:"Comment line of the public key." default:"sysup server"`
+}
+
+func (c keysNew) Run(out io.Writer) error {
+	key, err := makeKey(c.Dir, c.Comment)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(out, "fingerprint %s\npublic key  %s\nsecret key  %s (keep it; who has it can sign images)\n",
+		key.Public().Fingerprint, filepath.Join(c.Dir, publicName), filepath.Join(c.Dir, secretName))
+	return err
+}
+
+type keysShow struct {
+	File string `arg:"" help:"A public or secret key file." type:"existingfile"`
+}
+
+func (c keysShow) Run(out io.Writer) error {
+	key, err := readPublic(c.File)
+	if err != nil {
+		return err
+	}
+	_, err = out.Write(key.Marshal())
+	return err
+}
+
+type keysFingerprint struct {
+	File string `arg:"" help:"A public or secret key file." type:"existingfile"`
+}
+
+func (c keysFingerprint) Run(out io.Writer) error {
+	key, err := readPublic(c.File)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(out, key.Fingerprint)
+	return err
+}
+
+const (
+	secretName  = "server.sec"
+	publicName  = "server.pub"
+	privateName = "request.secret" // HMAC key for the hashes of private requests
+)
+
+// readPublic reads the public half of either kind of key file.
+func readPublic(file string) (usign.PublicKey, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return usign.PublicKey{}, err
+	}
+	public, err := usign.ParsePublicKey(text)
+	if err == nil {
+		return public, nil
+	}
+	secret, secretErr := usign.ParseSecretKey(text)
+	if secretErr != nil {
+		return usign.PublicKey{}, fmt.Errorf("%s is not a key: %w", file, err)
+	}
+	return secret.Public(), nil
+}
+
+func readPublics(files []string) ([]usign.PublicKey, error) {
+	var keys []usign.PublicKey
+	for _, file := range files {
+		key, err := readPublic(file)
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, key)
+	}
+	return keys, nil
+}
+
+// makeKey writes a new pair. The public key is written last, so that a folder
+// with one has both.
+func makeKey(dir, comment string) (usign.SecretKey, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return usign.SecretKey{}, err
+	}
+	key, err := usign.Generate(comment)
+	if err != nil {
+		return usign.SecretKey{}, err
+	}
+	if err := writeNew(filepath.Join(dir, secretName), key.Marshal(), 0o600); err != nil {
+		return usign.SecretKey{}, err
+	}
+	return key, writeNew(filepath.Join(dir, publicName), key.Public().Marshal(), 0o644)
+}
+
+// writeNew never overwrites: a lost key cannot be had back.
+func writeNew(file string, text []byte, mode fs.FileMode) error {
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s exists already; move it away first", file)
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := f.Write(text); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// serverKeys are what a server must not lose: its signing key and the secret
+// that private requests are hashed under.
+type serverKeys struct {
+	sign   usign.SecretKey
+	secret []byte
+}
+
+// openKeys reads the keys of a data folder and makes those that are not there.
+func openKeys(dir string) (serverKeys, error) {
+	var k serverKeys
+	text, err := os.ReadFile(filepath.Join(dir, secretName))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		k.sign, err = makeKey(dir, "sysup server")
+	case err == nil:
+		k.sign, err = usign.ParseSecretKey(text)
+	}
+	if err != nil {
+		return k, fmt.Errorf("the server's key: %w", err)
+	}
+	// A process may have died between the two halves; the public one follows
+	// from the secret one.
+	if _, err := os.Stat(filepath.Join(dir, publicName)); errors.Is(err, fs.ErrNotExist) {
+		if err := writeNew(filepath.Join(dir, publicName), k.sign.Public().Marshal(), 0o644); err != nil {
+			return k, err
+		}
+	}
+	k.secret, err = openSecret(filepath.Join(dir, privateName))
+	return k, err
+}
+
+func openSecret(file string) ([]byte, error) {
+	secret, err := os.ReadFile(file)
+	if err == nil && len(secret) != 32 {
+		return nil, fmt.Errorf("%s must hold 32 bytes, it has %d; move it away to have a new one made", file, len(secret))
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		secret = make([]byte, 32)
+		rand.Read(secret)
+		err = writeNew(file, secret, 0o600)
+	}
+	return secret, err
+}
+
+// certificateLife is how long a worker's key may sign; clockSkew is how far
+// the clocks of server and worker may differ.
+const (
+	certificateLife = 24 * time.Hour
+	clockSkew       = 5 * time.Minute
+)
+
+// certifier signs workers' keys in this process and stores the certificates
+// where clients find them.
+func (k serverKeys) certifier(objects build.Objects) build.Certifier {
+	return func(ctx context.Context, worker string, key ed25519.PublicKey) (build.Certificate, error) {
+		now := time.Now()
+		certificate, err := usign.NewCertificate(worker, key, now.Add(-clockSkew), now.Add(certificateLife))
+		if err != nil {
+			return build.Certificate{}, err
+		}
+		public := certificate.Marshal()
+		signature := k.sign.Sign(public).Marshal()
+		name := "keys/worker-" + worker + ".pub"
+		for key, text := range map[string][]byte{name: public, name + ".sig": signature} {
+			if err := objects.Put(ctx, key, strings.NewReader(string(text)), build.PolicyText); err != nil {
+				return build.Certificate{}, err
+			}
+		}
+		return build.Certificate{PublicKey: public, Signature: signature}, nil
+	}
+}

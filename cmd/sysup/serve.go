@@ -1,0 +1,298 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/attended-sysupgrade/sysup/builder"
+	"github.com/attended-sysupgrade/sysup/builder/imagebuilder"
+	"github.com/attended-sysupgrade/sysup/builder/sandbox"
+	"github.com/attended-sysupgrade/sysup/shared/api"
+	"github.com/attended-sysupgrade/sysup/shared/build"
+	"github.com/attended-sysupgrade/sysup/shared/catalog"
+	"github.com/attended-sysupgrade/sysup/shared/dir"
+	"github.com/attended-sysupgrade/sysup/shared/sqlite"
+	"github.com/attended-sysupgrade/sysup/shared/usign"
+)
+
+type serveCmd struct {
+	Listen          string        `help:"Address to listen on." default:"127.0.0.1:8000" env:"SYSUP_LISTEN"`
+	Data            string        `help:"Folder for everything the server keeps." default:"data" type:"path" env:"SYSUP_DATA"`
+	Upstream        string        `help:"Download server to build from." default:"https://downloads.openwrt.org" env:"SYSUP_UPSTREAM" placeholder:"URL"`
+	UpstreamKey     []string      `help:"Public key that signs the upstream's checksums; OpenWrt's release keys are known. Repeatable." type:"existingfile" env:"SYSUP_UPSTREAM_KEY" placeholder:"FILE"`
+	Workers         int           `help:"Builds at once." default:"1" env:"SYSUP_WORKERS"`
+	MaxPending      int64         `help:"Builds that may wait or run before new ones are refused; 0 = no limit." default:"500" env:"SYSUP_MAX_PENDING"`
+	AllowDefaults   bool          `help:"Accept first-boot scripts. They run as root on the routers of those who send them." env:"SYSUP_ALLOW_DEFAULTS"`
+	RepositoryAllow []string      `help:"Prefix of package feed addresses that clients may add. Repeatable." env:"SYSUP_REPOSITORY_ALLOW" placeholder:"URL_PREFIX"`
+	PublicURL       string        `help:"Address by which clients reach this server, for links in answers." env:"SYSUP_PUBLIC_URL" placeholder:"URL"`
+	TimeLimit       time.Duration `help:"Time that one ImageBuilder run may take." default:"10m" env:"SYSUP_TIME_LIMIT"`
+	CacheSize       int64         `help:"Disk space for unpacked ImageBuilders, in GiB." default:"20" env:"SYSUP_CACHE_SIZE"`
+	BuildUID        int           `help:"User number that runs the ImageBuilder of the first worker when the server is root; the others count on. Nobody else should have these." default:"64646" env:"SYSUP_BUILD_UID"`
+
+	// ready is told the address once the server answers; hook is for crash tests.
+	ready func(net.Addr)
+	hook  build.Hook
+}
+
+func (c *serveCmd) Validate() error {
+	switch {
+	case c.Workers < 0 || c.Workers > 256:
+		return fmt.Errorf("--workers has to be between 0 and 256, it is %d", c.Workers)
+	case c.MaxPending < 0:
+		return fmt.Errorf("--max-pending has to be 0 or more, it is %d", c.MaxPending)
+	case c.TimeLimit < time.Second:
+		return fmt.Errorf("--time-limit has to be a second or more, it is %s", c.TimeLimit)
+	case c.CacheSize < 1:
+		return fmt.Errorf("--cache-size has to be 1 GiB or more, it is %d", c.CacheSize)
+	case c.BuildUID < 1:
+		return fmt.Errorf("--build-uid has to be an ordinary user's number, it is %d", c.BuildUID)
+	}
+	return errors.Join(checkURL("--upstream", c.Upstream), checkURL("--public-url", c.PublicURL), checkURL("--repository-allow", c.RepositoryAllow...))
+}
+
+func checkURL(flag string, values ...string) error {
+	for _, value := range values {
+		u, err := url.Parse(value)
+		if value != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "") {
+			return fmt.Errorf("%s has to be an http or https address, it is %q", flag, value)
+		}
+	}
+	return nil
+}
+
+// server is what a data folder and the settings make.
+type server struct {
+	serveCmd
+	log     *slog.Logger
+	lock    io.Closer
+	keys    serverKeys
+	db      *sqlite.DB
+	records build.Records
+	queue   build.Queue
+	objects build.Objects
+	catalog *catalog.Catalog
+	trees   *imagebuilder.Store
+	support sandbox.Support
+}
+
+const sweepInterval = time.Minute
+
+// Run serves until ctx ends, then gives running builds back to the queue.
+func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) error {
+	s, err := c.open(ctx, log)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	listener, err := net.Listen("tcp", c.Listen)
+	if err != nil {
+		return fmt.Errorf("listen on %s: %w", c.Listen, err)
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.catalog.Run(ctx) })
+	group.Go(func() error { return s.sweep(ctx) })
+	keys := builder.NewKeys(s.keys.certifier(s.objects))
+	for i := range c.Workers {
+		group.Go(func() error { return s.worker(i, keys).Run(ctx) })
+	}
+	group.Go(func() error { return s.listen(ctx, listener) })
+	log.Info("sysup serves", "address", "http://"+listener.Addr().String(), "upstream", c.Upstream,
+		"key", s.keys.sign.Public().Fingerprint, "workers", c.Workers, "sandbox", s.support.Level, "view", s.support.View)
+	if c.ready != nil {
+		c.ready(listener.Addr())
+	}
+	return group.Wait()
+}
+
+// The folders below the data folder. All but scratch are closed to everybody
+// else; scratch is where jobs work, and they must be able to reach it.
+const (
+	keysFolder         = "keys"
+	recordsFolder      = "records"
+	objectsFolder      = "objects"
+	catalogFolder      = "catalog"
+	imagebuilderFolder = "imagebuilder"
+	scratchFolder      = "scratch"
+)
+
+var closedFolders = []string{keysFolder, recordsFolder, objectsFolder, catalogFolder, imagebuilderFolder}
+
+func (c *serveCmd) open(ctx context.Context, log *slog.Logger) (*server, error) {
+	s := &server{serveCmd: *c, log: log}
+	if err := s.openFolders(); err != nil {
+		return nil, err
+	}
+	var err error
+	if s.lock, err = sqlite.Lock(s.Data); err != nil {
+		return nil, err
+	}
+	if err := s.openScratch(ctx); err != nil {
+		return nil, err
+	}
+	if s.keys, err = openKeys(s.folder(keysFolder)); err != nil {
+		return nil, err
+	}
+	if err := s.openCatalog(); err != nil {
+		return nil, err
+	}
+	if err := s.openStores(ctx); err != nil {
+		return nil, err
+	}
+	s.trees, err = imagebuilder.OpenStore(s.folder(imagebuilderFolder), imagebuilder.Options{
+		Client: http.DefaultClient, Budget: c.CacheSize << 30, Log: log,
+	})
+	return s, err
+}
+
+// openScratch removes what a killed process left of its jobs and finds out how
+// far jobs can be confined here.
+func (s *server) openScratch(ctx context.Context) (err error) {
+	scratch := s.folder(scratchFolder)
+	if err := sandbox.RemoveAll(scratch); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(scratch, 0o711); err != nil {
+		return err
+	}
+	s.support, err = sandbox.Probe(ctx, scratch, s.BuildUID, s.BuildUID)
+	if err != nil {
+		return fmt.Errorf("builds cannot be confined here: %w", err)
+	}
+	if s.support.Lacking != nil {
+		s.log.Warn("builds are confined less than they could be", "level", s.support.Level, "reason", s.support.Lacking)
+	}
+	return nil
+}
+
+func (s *server) folder(name string) string { return filepath.Join(s.Data, name) }
+
+func (s *server) openFolders() error {
+	data, err := filepath.Abs(s.Data)
+	if err != nil {
+		return err
+	}
+	s.Data = data
+	if err := os.MkdirAll(data, 0o711); err != nil {
+		return fmt.Errorf("make the data folder: %w", err)
+	}
+	for _, name := range closedFolders {
+		if err := os.MkdirAll(s.folder(name), 0o700); err != nil {
+			return fmt.Errorf("make the data folder: %w", err)
+		}
+	}
+	return nil
+}
+
+// close lets another process have the data folder.
+func (s *server) close() {
+	if err := errors.Join(s.db.Close(), s.lock.Close()); err != nil {
+		s.log.Error("the data folder could not be closed", "error", err)
+	}
+}
+
+func (s *server) openCatalog() error {
+	upstreamKeys, err := readPublics(s.UpstreamKey)
+	if err != nil {
+		return err
+	}
+	s.catalog, err = catalog.New(catalog.Options{
+		Upstream: strings.TrimRight(s.Upstream, "/"), Keys: upstreamKeys, Dir: s.folder(catalogFolder), Log: s.log,
+	})
+	return err
+}
+
+func (s *server) openStores(ctx context.Context) (err error) {
+	if s.objects, err = dir.Open(s.folder(objectsFolder)); err != nil {
+		return err
+	}
+	public := string(s.keys.sign.Public().Marshal())
+	if err := s.objects.Put(ctx, "keys/server.pub", strings.NewReader(public), build.PolicyIndex); err != nil {
+		return err
+	}
+	if s.db, err = sqlite.Open(filepath.Join(s.folder(recordsFolder), "sysup.db")); err != nil {
+		return err
+	}
+	s.records, s.queue = s.db.Records(), s.db.Queue("builds")
+	return s.db.Recount(ctx)
+}
+
+func (s *server) worker(i int, keys *builder.Keys) *builder.Worker {
+	var hide []string
+	for _, name := range closedFolders {
+		hide = append(hide, s.folder(name))
+	}
+	confinement := imagebuilder.Confinement{
+		Level: s.support.Level, Copy: s.support.View != "overlay", UID: s.BuildUID + i, GID: s.BuildUID, Hide: hide,
+	}
+	return builder.New(fmt.Sprintf("worker-%d", i), builder.Config{
+		Records: s.records, Queue: s.queue, Objects: s.objects, Catalog: s.catalog, Trees: s.trees,
+		Keys: keys, ServerKeys: []usign.PublicKey{s.keys.sign.Public()},
+		Scratch: s.folder(scratchFolder), TimeLimit: s.TimeLimit,
+		Sandbox: confinement, Lifetimes: build.DefaultLifetimes, Log: s.log, Hook: s.hook,
+	})
+}
+
+func (s *server) handler() http.Handler {
+	service := &build.Service{Records: s.records, Queue: s.queue, Secret: s.keys.secret, MaxPending: s.MaxPending, Hook: s.hook}
+	return api.New(api.Config{
+		Service: service, Objects: s.objects, Catalog: s.catalog, PublicURL: strings.TrimRight(s.PublicURL, "/"),
+		AllowDefaults: s.AllowDefaults, RepositoryAllow: s.RepositoryAllow, Version: version, Log: s.log,
+		Ready: func(ctx context.Context) error {
+			_, err := service.Pending(ctx)
+			return errors.Join(err, s.catalog.Ready())
+		},
+	})
+}
+
+func (s *server) listen(ctx context.Context, listener net.Listener) error {
+	web := &http.Server{
+		Handler: s.handler(), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 32 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	stopped := make(chan error, 1)
+	go func() { stopped <- web.Serve(listener) }()
+	select {
+	case err := <-stopped:
+		return err
+	case <-ctx.Done():
+	}
+	wind, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := web.Shutdown(wind); err != nil {
+		return web.Close()
+	}
+	return nil
+}
+
+// sweep runs the sweeper at once and then each minute.
+func (s *server) sweep(ctx context.Context) error {
+	sweeper := &build.Sweeper{Records: s.records, Queue: s.queue, Objects: s.objects, Lifetimes: build.DefaultLifetimes}
+	tick := time.NewTicker(sweepInterval)
+	defer tick.Stop()
+	for {
+		done, err := sweeper.Sweep(ctx)
+		if err != nil && ctx.Err() == nil {
+			s.log.Error("the sweeper met a fault", "error", err)
+		}
+		if done != (build.Swept{}) {
+			s.log.Info("swept", "resent", done.Resent, "given_up", done.GivenUp, "expired", done.Expired, "strays", done.Strays)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}

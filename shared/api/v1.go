@@ -1,0 +1,255 @@
+package api
+
+import (
+	"encoding/json"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/attended-sysupgrade/sysup/shared/build"
+	"github.com/attended-sysupgrade/sysup/shared/client"
+)
+
+// v1 is the API of today: LuCI since 2021, auc since 2021, owut, the firmware
+// selector. Their final statuses are 400, 422 and 500; LuCI asks on for ever
+// at any other, a 413 included.
+var v1 = &dialect{
+	refusals: map[build.Code]int{
+		build.CodeUnknownPackage: http.StatusUnprocessableEntity,
+		build.CodeOverloaded:     http.StatusServiceUnavailable,
+		build.CodeUnavailable:    http.StatusServiceUnavailable,
+		build.CodeNotFound:       http.StatusNotFound,
+	},
+	failures: map[build.Kind]int{
+		build.KindUnknownPackage: http.StatusUnprocessableEntity,
+	},
+	body: func(p problem) any { return client.Status{Code: p.status, Detail: p.detail} },
+}
+
+func (s *server) postBuild(w *response, r *http.Request) error {
+	o, err := readObject(w, r)
+	if err != nil {
+		return err
+	}
+	request, err := decodeV1(o)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := withTime(r)
+	defer cancel()
+	status, err := s.accept(ctx, request)
+	if err != nil {
+		return err
+	}
+	return s.answerV1(w, status)
+}
+
+func (s *server) getBuild(w *response, r *http.Request) error {
+	id, err := build.ParseID(r.PathValue("hash"))
+	if err != nil {
+		return err
+	}
+	ctx, cancel := withTime(r)
+	defer cancel()
+	status, err := s.Service.Status(ctx, id)
+	if err != nil {
+		return err
+	}
+	return s.answerV1(w, status)
+}
+
+func decodeV1(o object) (build.Request, error) {
+	f := &fields{o: o}
+	r := build.Request{
+		Distro:           f.text("distro"),
+		Version:          f.text("version"),
+		VersionCode:      f.text("version_code"),
+		Target:           f.text("target"),
+		Profile:          f.text("profile"),
+		Packages:         f.names("packages"),
+		DiffPackages:     f.flag("diff_packages"),
+		Filesystem:       f.text("filesystem"),
+		RootfsSizeMB:     f.number("rootfs_size_mb"),
+		Defaults:         f.text("defaults"),
+		RepositoriesMode: f.text("repositories_mode"),
+		RepositoryKeys:   f.texts("repository_keys"),
+		Client:           f.text("client"),
+	}
+	if versions := f.pairs("packages_versions"); len(versions) > 0 {
+		r.PackagesVersions = make(map[string]string, len(versions))
+		for _, p := range versions {
+			r.PackagesVersions[p.name] = p.value
+		}
+	}
+	for _, p := range f.pairs("repositories") {
+		r.Repositories = append(r.Repositories, build.Repository{Name: p.name, URL: p.value})
+	}
+	return r, f.err
+}
+
+// answerV1 tells how a build stands.
+func (s *server) answerV1(w *response, status build.Status) error {
+	rec := status.Record
+	w.build = rec.ID
+	word, position := stageWord(rec), int64(0)
+	if rec.State == build.Queued {
+		position = status.Position
+	}
+	header := w.Header()
+	header.Set("X-Imagebuilder-Status", word)
+	header.Set("X-Queue-Position", strconv.FormatInt(position, 10))
+	answer := progress(rec)
+	switch rec.State {
+	case build.Done:
+		body, err := s.doneBody(rec)
+		if err != nil {
+			return err
+		}
+		return w.bytes(http.StatusOK, "application/json", body)
+	case build.Failed:
+		answer = failed(rec)
+		if rec.Failure.Kind == build.KindUnknownPackage {
+			header.Set("X-Unknown-Package", rec.Failure.Package)
+		}
+	case build.Building:
+		answer.Detail, answer.Stage = "started", build.Stage(word)
+	default:
+		answer.Detail, answer.QueuePosition = "queued", position
+	}
+	return w.json(answer.Code, answer)
+}
+
+// stageWord is the header's word for where a build stands.
+func stageWord(rec build.Record) string {
+	switch {
+	case rec.State != build.Building:
+		return string(rec.State)
+	case rec.Stage == "":
+		return string(build.StageInit)
+	}
+	return string(rec.Stage)
+}
+
+// progress is what all answers about a build share.
+func progress(rec build.Record) client.Status {
+	return client.Status{
+		Code: http.StatusAccepted, RequestHash: string(rec.ID),
+		EnqueuedAt: rec.CreatedAt.UTC().Format(time.RFC3339Nano), Request: echo(rec),
+	}
+}
+
+func failed(rec build.Record) client.Status {
+	f := rec.Failure
+	answer := progress(rec)
+	answer.Code, answer.Detail = v1.failure(f.Kind), f.Detail
+	answer.Stdout, answer.Stderr = f.Stdout, f.Stderr
+	answer.Command = command(f.Command)
+	if f.Prefix != "" {
+		answer.Log = "/" + f.Prefix + rec.ID.LogName()
+	}
+	return answer
+}
+
+func command(line string) []string {
+	if line == "" {
+		return nil
+	}
+	return []string{line}
+}
+
+// echo repeats the request, but for what is private in it.
+func echo(rec build.Record) *client.Request {
+	r := rec.Request
+	e := &client.Request{
+		Distro: r.Distro, Version: r.Version, VersionCode: r.VersionCode, Target: r.Target, Profile: r.Profile,
+		Packages: r.Packages, PackagesVersions: r.PackagesVersions, DiffPackages: r.DiffPackages, Filesystem: r.Filesystem,
+		Repositories: r.Repositories, RepositoriesMode: r.RepositoriesMode, RepositoryKeys: r.RepositoryKeys, Client: r.Client,
+	}
+	if r.RootfsSizeMB != 0 {
+		e.RootfsSizeMB = &r.RootfsSizeMB
+	}
+	if rec.Plan.Private {
+		e.Defaults = "(private)"
+	}
+	return e
+}
+
+// bodyKey names an answer about a done build. The prefix holds the attempt's
+// random name, so that a record made anew never meets the body of an old one.
+type bodyKey struct {
+	prefix string
+	rev    int64
+}
+
+// doneBody encodes the answer about a done build once and keeps it: such
+// polls are most of what a server answers.
+func (s *server) doneBody(rec build.Record) ([]byte, error) {
+	key := bodyKey{rec.Result.Prefix, rec.Rev}
+	if body, ok := s.bodies.Get(key); ok {
+		return body, nil
+	}
+	body, err := json.Marshal(done(rec))
+	if err != nil {
+		return nil, err
+	}
+	s.bodies.Add(key, body)
+	return body, nil
+}
+
+func done(rec build.Record) client.Result {
+	result, profile := rec.Result, rec.Result.Profile
+	answer := client.Result{
+		Status:           progress(rec),
+		BinDir:           binDir(result.Prefix),
+		ID:               rec.Plan.Profile,
+		Target:           rec.Plan.Target,
+		Titles:           orEmptyList(profile.Titles),
+		VersionNumber:    profile.VersionNumber,
+		VersionCode:      profile.VersionCode,
+		BuildAt:          time.Unix(profile.SourceDateEpoch, 0).UTC().Format("2006-01-02T15:04:05.000000Z"),
+		BuiltAt:          result.BuiltAt.UTC().Format(time.RFC3339),
+		ImageHash:        result.ImageHash,
+		Images:           []client.Image{},
+		Manifest:         result.Manifest,
+		MetadataVersion:  1,
+		ArchPackages:     profile.ArchPackages,
+		DefaultPackages:  orEmpty(profile.DefaultPackages),
+		DevicePackages:   orEmpty(profile.DevicePackages),
+		ImagePrefix:      profile.ImagePrefix,
+		SupportedDevices: orEmpty(profile.SupportedDevices),
+		SourceDateEpoch:  profile.SourceDateEpoch,
+		LinuxKernel:      profile.LinuxKernel,
+		Notes:            result.Notes,
+	}
+	answer.Code, answer.Detail = http.StatusOK, "done"
+	answer.Stdout, answer.Stderr, answer.Command = result.Stdout, result.Stderr, command(result.Command)
+	answer.Log = "/" + result.Prefix + result.Log
+	for _, image := range result.Images {
+		answer.Images = append(answer.Images, client.Image(image))
+	}
+	if answer.Manifest == nil {
+		answer.Manifest = map[string]string{}
+	}
+	return answer
+}
+
+// binDir is an attempt's folder as clients see it, below /store/.
+func binDir(prefix string) string {
+	return strings.TrimSuffix(strings.TrimPrefix(prefix, "store/"), "/")
+}
+
+// orEmpty keeps null out of lists that clients walk.
+func orEmpty(list []string) []string {
+	if list == nil {
+		return []string{}
+	}
+	return list
+}
+
+func orEmptyList(raw json.RawMessage) json.RawMessage {
+	if len(raw) == 0 {
+		return json.RawMessage("[]")
+	}
+	return raw
+}

@@ -1,0 +1,289 @@
+package catalog
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/attended-sysupgrade/sysup/shared/usign"
+	"github.com/cenkalti/backoff/v5"
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	maxSignature = 4 << 10
+	maxSums      = 8 << 20
+	maxFeeds     = 32
+)
+
+// split takes the key of a target apart.
+func split(key string) (version, rest string) {
+	version, rest, _ = strings.Cut(key, "/")
+	return version, rest
+}
+
+// refreshTarget fetches a target's sums with what they vouch for. If they are
+// unchanged, so is everything that they list.
+func (c *Catalog) refreshTarget(ctx context.Context, key string) error {
+	version, name := split(key)
+	dir := folder(version) + "/targets/" + name
+	err := c.renew(ctx, key+"/.target", maxSums, []string{dir + "/sha256sums"}, func(_ string, sums []byte) ([]byte, error) {
+		return c.distillTarget(ctx, version, name, dir, sums)
+	})
+	if err != nil {
+		return err
+	}
+	t, err := c.loadBareTarget(key)
+	if err != nil {
+		return err
+	}
+	for file, folder := range t.indices() {
+		if err := c.renewIndex(ctx, key+"/"+file, dir, folder, t.Indices); err != nil && !errors.Is(err, errAbsent) {
+			return err
+		}
+	}
+	return nil
+}
+
+// indices are the files in the cache for a target's package indices, and the
+// folders below the target's from which they come.
+func (t *target) indices() map[string]string {
+	m := map[string]string{".packages": "packages"}
+	if t.Kernel != "" {
+		m[".kmods"] = "kmods/" + t.Kernel
+	}
+	return m
+}
+
+// distillTarget verifies a target's sums, fetches its profiles and keeps what
+// matters of both.
+func (c *Catalog) distillTarget(ctx context.Context, version, name, dir string, body []byte) ([]byte, error) {
+	sig, err := c.signature(ctx, dir+"/sha256sums.sig")
+	if err != nil {
+		return nil, err
+	}
+	if err := c.verify(body, sig); err != nil {
+		return nil, err
+	}
+	sums, err := usign.ParseSums(body)
+	if err != nil {
+		return nil, err
+	}
+	profiles, _, err := c.web.get(ctx, dir+"/profiles.json", maxProfilesFile, meta{})
+	if errors.Is(err, errAbsent) {
+		err = backoff.Permanent(err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	t, err := parseProfiles(profiles, version, name)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.parseSums(sums, profiles); err != nil {
+		return nil, err
+	}
+	t.SignedBy = sig.Fingerprint.String()
+	return json.Marshal(t)
+}
+
+// signature fetches a signature file.
+func (c *Catalog) signature(ctx context.Context, path string) (usign.Signature, error) {
+	file, _, err := c.web.get(ctx, path, maxSignature, meta{})
+	if err != nil {
+		return usign.Signature{}, err
+	}
+	return usign.ParseSignature(file)
+}
+
+// verify is usign.Verify with the catalogue's keys. Another try does not help
+// against an unknown key.
+func (c *Catalog) verify(body []byte, sig usign.Signature) error {
+	err := usign.Verify(c.keys, body, sig)
+	if errors.Is(err, usign.ErrUnknownKey) {
+		return backoff.Permanent(err)
+	}
+	return err
+}
+
+// renewIndex brings a package index up to date from dir/folder. sums are the
+// verified sums of files below dir; one that is listed is not even asked for
+// while we have it.
+func (c *Catalog) renewIndex(ctx context.Context, key, dir, folder string, sums map[string]string) error {
+	var paths []string
+	for _, file := range []string{"Packages.gz", "Packages", "index.json"} {
+		paths = append(paths, path.Join(dir, folder, file))
+	}
+	listed := func(p string) string { return sums[strings.TrimPrefix(p, dir+"/")] }
+	old := c.disk.meta(key)
+	if sum := listed(c.pathOf(old)); sum != "" && sum == old.Sum {
+		return nil
+	}
+	return c.renew(ctx, key, maxIndex, paths, func(p string, body []byte) ([]byte, error) {
+		return c.distillIndex(ctx, p, body, listed(p))
+	})
+}
+
+// distillIndex verifies an index by its sum or, if it has none, by its
+// signature, if it has one.
+func (c *Catalog) distillIndex(ctx context.Context, p string, body []byte, sum string) ([]byte, error) {
+	if sum != "" && sum != sumOf(body) {
+		return nil, fmt.Errorf("%w: it is not what the target's sha256sums lists", usign.ErrSum)
+	}
+	if path.Base(p) == "index.json" {
+		list, lost, err := parseIndexJSON(body)
+		return distill(list, lost), err
+	}
+	var sig *usign.Signature
+	if sum == "" {
+		switch s, err := c.signature(ctx, path.Dir(p)+"/Packages.sig"); {
+		case err == nil:
+			sig = &s
+		case !errors.Is(err, errAbsent):
+			return nil, err
+		}
+	}
+	return c.distillPackages(body, sig)
+}
+
+func (c *Catalog) distillPackages(body []byte, sig *usign.Signature) ([]byte, error) {
+	c.parsing <- struct{}{}
+	defer func() { <-c.parsing }()
+	plain, err := unzip(body)
+	if err != nil {
+		return nil, err
+	}
+	if sig != nil {
+		if err := c.verify(plain, *sig); err != nil {
+			return nil, err
+		}
+	}
+	list, err := parsePackages(plain)
+	return distill(list, false), err
+}
+
+func (c *Catalog) loadTarget(key string) (*target, error) {
+	t, err := c.loadBareTarget(key)
+	if err != nil {
+		return nil, err
+	}
+	dir := folder(t.version) + "/targets/" + t.name
+	var texts []string
+	for _, file := range []string{".packages", ".kmods"} {
+		from := t.indices()[file]
+		m, text, err := c.disk.read(key + "/" + file)
+		// Modules of an earlier kernel may still be there.
+		if from != "" && err == nil && path.Dir(c.pathOf(m)) == path.Join(dir, from) {
+			texts = append(texts, text)
+		}
+	}
+	if len(texts) > 0 {
+		t.own = newIndex(texts...)
+	}
+	return t, nil
+}
+
+// loadBareTarget is loadTarget without package indices.
+func (c *Catalog) loadBareTarget(key string) (*target, error) {
+	_, text, err := c.disk.read(key + "/.target")
+	if err != nil {
+		return nil, err
+	}
+	t, err := parseTarget(text)
+	if err != nil || !c.knows(t.Signer) {
+		// Damaged, or the operator took the key away: as if it were not there.
+		c.disk.drop(key + "/.target")
+		return nil, fs.ErrNotExist
+	}
+	t.version, t.name = split(key)
+	return t, nil
+}
+
+// usualFeeds are looked for where an architecture has no list of its feeds.
+var usualFeeds = []string{"base", "luci", "packages", "routing", "telephony", "video"}
+
+var feedPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
+
+// parseFeeds reads a feeds.conf: the second word of each line is the feed's
+// name, which is also its folder. The feed "base" is always there and comes
+// first.
+func parseFeeds(b []byte) []string {
+	names := []string{"base"}
+	for line := range strings.Lines(string(b)) {
+		words := strings.Fields(line)
+		if len(words) < 2 || !strings.HasPrefix(words[0], "src-") || !feedPattern.MatchString(words[1]) {
+			continue
+		}
+		if !slices.Contains(names, words[1]) && len(names) < maxFeeds {
+			names = append(names, words[1])
+		}
+	}
+	return names
+}
+
+func feedsKey(key string) string {
+	version, arch := split(key)
+	return version + "/.feeds/" + arch
+}
+
+// refreshFeeds fetches the feeds of a version's architecture.
+func (c *Catalog) refreshFeeds(ctx context.Context, key string) error {
+	version, arch := split(key)
+	dir, file := folder(version)+"/packages/"+arch, feedsKey(key)
+	conf := dir + "/feeds.conf"
+	err := c.renew(ctx, file+"/.names", maxListFile, []string{conf}, func(_ string, body []byte) ([]byte, error) {
+		return json.Marshal(parseFeeds(body))
+	})
+	if errors.Is(err, errAbsent) {
+		names, _ := json.Marshal(usualFeeds)
+		err = c.disk.write(file+"/.names", meta{Form: form, Source: c.web.base + "/" + conf}, names)
+	}
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	for _, feed := range c.feedNames(key) {
+		g.Go(func() error {
+			err := c.renewIndex(ctx, file+"/"+feed, dir, feed, nil)
+			if errors.Is(err, errAbsent) {
+				return nil
+			}
+			return err
+		})
+	}
+	return g.Wait()
+}
+
+// feedNames is nil if the feeds were never fetched.
+func (c *Catalog) feedNames(key string) []string {
+	_, text, err := c.disk.read(feedsKey(key) + "/.names")
+	if err != nil {
+		return nil
+	}
+	var names []string
+	if json.Unmarshal([]byte(text), &names) != nil {
+		c.disk.drop(feedsKey(key) + "/.names")
+		return nil
+	}
+	return slices.DeleteFunc(names, func(s string) bool { return !feedPattern.MatchString(s) })
+}
+
+func (c *Catalog) loadFeeds(key string) (*index, error) {
+	names := c.feedNames(key)
+	if names == nil {
+		return nil, fs.ErrNotExist
+	}
+	var texts []string
+	for _, name := range names {
+		if _, text, err := c.disk.read(feedsKey(key) + "/" + name); err == nil {
+			texts = append(texts, text)
+		}
+	}
+	return newIndex(texts...), nil
+}

@@ -1,0 +1,2 @@
+untrusted comment: verify with signify.pub
+RWQ1zwTyao10WunR7HrZdA3YTGYQMmaz61jA11TvnQSc0yEd1nqvorpiaLQihcl/bFyx6H1hWGArmJ1gzW/Rd0sVxkbryYRd/A4=

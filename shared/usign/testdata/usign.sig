@@ -1,0 +1,2 @@
+untrusted comment: signed by key 0b2e01e5b1fb765b
+RWQLLgHlsft2W90wU813mbLNl2TJwQxXMqghtdsE5Tsk1T8XCaEpQLTs1QFFDq/NsbCYHTQwMS3CWlJILHmhgFTmAjV7icnYXgc=
