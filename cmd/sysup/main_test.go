@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"flag"
 	"io"
 	"log/slog"
 	"net"
@@ -18,6 +19,14 @@ import (
 
 func TestMain(m *testing.M) {
 	sandbox.Init()
+	if settings := os.Getenv(crashSettings); settings != "" {
+		crashServer(settings)
+	}
+	// These tests wait much more than they compute.
+	flag.Parse()
+	if err := flag.Set("test.parallel", "16"); err != nil {
+		panic(err)
+	}
 	os.Exit(m.Run())
 }
 

@@ -225,7 +225,7 @@ func (s *server) openStores(ctx context.Context) (err error) {
 		return err
 	}
 	s.records, s.queue = s.db.Records(), s.db.Queue("builds")
-	return s.db.Recount(ctx)
+	return errors.Join(s.db.Recount(ctx), s.db.Orphan(ctx))
 }
 
 func (s *server) worker(i int, keys *builder.Keys) *builder.Worker {

@@ -198,6 +198,13 @@ func (r Record) GiveBack(now time.Time) Record {
 	return r.requeue(now, 0)
 }
 
+// Orphan ends the lease of a worker that is known to be dead, so that the build
+// need not wait for it.
+func (r Record) Orphan(now time.Time) Record {
+	r.LeaseUntil, r.DueAt = time.Time{}, now
+	return r
+}
+
 // Retry returns the build to the queue after a transient failure, to be
 // tried again not before the pause is over.
 func (r Record) Retry(f *Failure, pause time.Duration, now time.Time) Record {

@@ -208,6 +208,10 @@ func (r *Records) Due(ctx context.Context, before time.Time, n int) ([]build.Rec
 	if err != nil {
 		return nil, explain(err)
 	}
+	return scanRecords(rows)
+}
+
+func scanRecords(rows *sql.Rows) ([]build.Record, error) {
 	defer rows.Close()
 	var list []build.Record
 	for rows.Next() {
@@ -219,7 +223,7 @@ func (r *Records) Due(ctx context.Context, before time.Time, n int) ([]build.Rec
 		}
 		rec, err := decode(rev, schema, body)
 		if err != nil {
-			return nil, fmt.Errorf("a record that is due: %w", err)
+			return nil, fmt.Errorf("a record: %w", err)
 		}
 		list = append(list, rec)
 	}
@@ -305,4 +309,27 @@ func (db *DB) Recount(ctx context.Context) error {
 		return fmt.Errorf("count the pending builds: %w", err)
 	}
 	return nil
+}
+
+// Orphan ends every lease. serve calls it before it starts its workers: it
+// has the data folder to itself, so whoever held one is dead.
+func (db *DB) Orphan(ctx context.Context) error {
+	building, err := db.building(ctx)
+	if err != nil {
+		return err
+	}
+	for _, rec := range building {
+		if err := db.records.Replace(ctx, rec, rec.Orphan(build.Now())); err != nil && !errors.Is(err, build.ErrConflict) {
+			return fmt.Errorf("end the lease of %s: %w", rec.ID.Short(), err)
+		}
+	}
+	return nil
+}
+
+func (db *DB) building(ctx context.Context) ([]build.Record, error) {
+	rows, err := db.read.QueryContext(ctx, `select rev, schema, body from records where state = ? and schema = ?`, string(build.Building), build.Schema)
+	if err != nil {
+		return nil, explain(err)
+	}
+	return scanRecords(rows)
 }
