@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"sync/atomic"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 
@@ -62,6 +63,7 @@ type server struct {
 	mux     *http.ServeMux
 	allowed []*url.URL
 	bodies  *lru.Cache[bodyKey, []byte] // encoded answers about done builds
+	offer   atomic.Pointer[offer]       // the encoded overview
 }
 
 // keptBodies bounds the cache of encoded answers; one takes some 30 KB.

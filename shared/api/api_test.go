@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/attended-sysupgrade/sysup/shared/build"
+	"github.com/attended-sysupgrade/sysup/shared/catalog"
 )
 
 // call answers one request in this process.
@@ -64,18 +65,19 @@ func TestMalformed(t *testing.T) {
 	refuses(t, []string{"/api/v1/build", "/api/upgrade-request"}, []badInput{
 		{"nothing", "", "empty"},
 		{"not JSON", "hello", "not valid JSON"},
-		{"broken off", `{"version":"24.10.5"`, "ends within"},
-		{"broken off in a string", `{"version":"24.1`, "ends within"},
+		{"broken off", `{"version":"24.10.5"`, "unexpected end"},
+		{"broken off in a string", `{"version":"24.1`, "unexpected end"},
 		{"list", `[]`, "JSON object"},
 		{"null", `null`, "JSON object"},
 		{"number", `7`, "JSON object"},
-		{"something after it", stock + `{}`, "goes on"},
-		{"a comma after it", stock + `,`, "goes on"},
-		{"a bracket after it", stock + `]`, "goes on"},
+		{"something after it", stock + `{}`, "after top-level"},
+		{"a comma after it", stock + `,`, "after top-level"},
+		{"a bracket after it", stock + `]`, "after top-level"},
+		{"a name twice among many", `{` + strings.Repeat(" ", 10) + manyNames(40) + `,"n7":1}`, `"n7" twice`},
 		{"comma before the end", `{"version":"24.10.5",}`, "not valid JSON"},
 		{"no UTF-8", "{\"version\":\"\xff\"}", "UTF-8"},
 		{"too deep", with(`"x":` + deep(100)), "deep"},
-		{"far too deep", with(`"x":` + deep(100_000)), "deep"},
+		{"far too deep", with(`"x":` + deep(100_000)), "depth"},
 		{"just too deep", with(`"x":` + deep(maxDepth)), "deep"},
 		{"a name twice", `{"version":"24.10.5","version":"23.05.6","target":"x86/64"}`, `"version" twice`},
 		{"a name twice, escaped", `{"version":"24.10.5","\u0076ersion":"23.05.6"}`, `"version" twice`},
@@ -187,6 +189,14 @@ func TestBadInput2018(t *testing.T) {
 	})
 }
 
+func manyNames(n int) string {
+	var list []string
+	for i := range n {
+		list = append(list, fmt.Sprintf(`"n%d":%d`, i, i))
+	}
+	return strings.Join(list, ",")
+}
+
 func many(n int) string {
 	var list []string
 	for i := range n {
@@ -256,7 +266,7 @@ func TestEveryAddress(t *testing.T) {
 	rig.put("keys/server.pub", "a key")
 	h := rig.handler()
 	for _, address := range addresses(h) {
-		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"} {
+		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "BREW"} {
 			plain := call(h, method, address, "")
 			for _, odd := range []string{address + "/", "/" + address, strings.ReplaceAll(address, "/", "///") + "//", address + "?1696506154265", address + "?a&b=c"} {
 				target, err := url.Parse("http://sysup.example" + odd)
@@ -435,6 +445,33 @@ func TestKeys(t *testing.T) {
 	}
 }
 
+// TestUnnamedAttempt: files of an attempt that the record does not name do not
+// exist, whether it is still being built, was lost, or is of the other kind.
+func TestUnnamedAttempt(t *testing.T) {
+	rig := newRig(t)
+	h := rig.handler()
+	call(h, "POST", "/api/v1/build", stock)
+	rec := rig.claim(build.StageImage)
+	running := build.Prefix(rec.ID, rec.Attempt, false) + "a.img"
+	rig.put(running, "half")
+	lost := build.Prefix(rec.ID, build.NewAttempt(), false) + "a.img"
+	rig.put(lost, "lost")
+	if w := call(h, "GET", "/"+running, ""); w.Code != 404 {
+		t.Errorf("while it is built: %d %s", w.Code, w.Body)
+	}
+	rec = rig.finish("squashfs-combined")
+	if w := call(h, "GET", "/"+running, ""); w.Code != 200 || w.Body.String() != "half" {
+		t.Errorf("once it is done: %d %s", w.Code, w.Body)
+	}
+	private := build.Prefix(rec.ID, rec.Attempt, true) + "a.img"
+	rig.put(private, "private")
+	for _, key := range []string{lost, private, running + "/a.img", strings.ToUpper(running)} {
+		if w := call(h, "GET", "/"+key, ""); w.Code != 404 {
+			t.Errorf("%s: %d %s", key, w.Code, w.Body)
+		}
+	}
+}
+
 // TestStoreWithoutSeeking: a driver that cannot seek still gives the length.
 func TestStoreWithoutSeeking(t *testing.T) {
 	rig := newRig(t)
@@ -451,6 +488,29 @@ func TestStoreWithoutSeeking(t *testing.T) {
 	}
 }
 
+// TestFileBreaksOff: nothing is added to a file that the store cannot give to
+// its end; the length tells the client that it is not whole.
+func TestFileBreaksOff(t *testing.T) {
+	rig := newRig(t)
+	rig.config.Objects = short{plain{rig.objects}}
+	h := rig.handler()
+	call(h, "POST", "/api/v1/build", stock)
+	rec := rig.finish("squashfs-combined")
+	w := call(h, "GET", "/"+rec.Result.Prefix+"sha256sums", "")
+	if w.Code != 200 || w.Body.String() != "sums" || w.Header().Get("Content-Length") != "5" {
+		t.Errorf("%d %v %s", w.Code, w.Header(), w.Body)
+	}
+}
+
+// short objects have a byte less than they say.
+type short struct{ plain }
+
+func (s short) Open(ctx context.Context, key string) (io.ReadCloser, build.ObjectInfo, error) {
+	r, info, err := s.plain.Open(ctx, key)
+	info.Size++
+	return r, info, err
+}
+
 // plain objects are read from the first byte to the last.
 type plain struct{ build.Objects }
 
@@ -460,6 +520,45 @@ func (p plain) Open(ctx context.Context, key string) (io.ReadCloser, build.Objec
 		return nil, info, err
 	}
 	return struct{ io.ReadCloser }{r}, info, nil
+}
+
+// TestExactlyThose: a list of the first API is the whole image, no list the
+// stock one.
+func TestExactlyThose(t *testing.T) {
+	for packages, want := range map[string][]string{
+		`["luci","dnsmasq"]`: {"busybox", "dropbear"}, `{"luci":"1","dropbear":"2"}`: {"busybox", "dnsmasq"}, `[]`: nil, `null`: nil,
+	} {
+		rig := newRig(t)
+		w := call(rig.handler(), "POST", "/api/upgrade-request", `{"version":"24.10.5","target":"x86","subtarget":"64","packages":`+packages+`}`)
+		if w.Code != 202 {
+			t.Fatal(w.Code, w.Body)
+		}
+		if got := rig.only().Plan.Remove; !slices.Equal(got, want) {
+			t.Errorf("%s removes %v, want %v", packages, got, want)
+		}
+	}
+}
+
+// TestListing: there is one only of a build that is done, and an index entry
+// that points to another result counts for nothing.
+func TestListing(t *testing.T) {
+	rig := newRig(t)
+	h := rig.handler()
+	call(h, "POST", "/api/v1/build", stock)
+	files := "/api/files/" + string(rig.only().ID)
+	if w := call(h, "GET", files, ""); w.Code != 404 || sentence(w) == "" {
+		t.Errorf("queued: %d %s", w.Code, w.Body)
+	}
+	rec := rig.finish("squashfs-combined")
+	if w := call(h, "GET", files, ""); w.Code != 200 || !strings.Contains(w.Body.String(), "sha256sums") {
+		t.Errorf("done: %d %s", w.Code, w.Body)
+	}
+	rig.put(build.ImageIndex(strings.Repeat("b", 64)), string(rec.ID))
+	for image, want := range map[string]int{"a": 200, "b": 404, "c": 404} {
+		if w := call(h, "GET", "/api/upgrade-request/"+strings.Repeat(image, 64), ""); w.Code != want {
+			t.Errorf("image %s: %d, want %d", image, w.Code, want)
+		}
+	}
 }
 
 // TestNotModified: a file or a list that the client has is not sent again.
@@ -474,6 +573,24 @@ func TestNotModified(t *testing.T) {
 		if first.Code != 200 || again.Code != 304 || again.Body.Len() != 0 || again.Header().Get("Access-Control-Allow-Origin") != "*" {
 			t.Errorf("%s: %d, then %d %v", path, first.Code, again.Code, again.Header())
 		}
+	}
+}
+
+// TestNewRelease: the overview is encoded once, and anew when it changed.
+func TestNewRelease(t *testing.T) {
+	rig := newRig(t)
+	h := rig.handler()
+	first := call(h, "GET", "/json/v1/overview.json", "")
+	if again := call(h, "GET", "/json/v1/overview.json", ""); again.Body.String() != first.Body.String() {
+		t.Errorf("%s\n%s", first.Body, again.Body)
+	}
+	rig.catalog.offer = offered("24.10.6")
+	if next := call(h, "GET", "/overview", ""); !strings.Contains(next.Body.String(), "24.10.6") || next.Header().Get("ETag") == first.Header().Get("ETag") {
+		t.Errorf("%v %s", next.Header(), next.Body)
+	}
+	rig.catalog.offer = catalog.Overview{}
+	if empty := call(h, "GET", "/overview", ""); empty.Code != 200 || !strings.Contains(empty.Body.String(), `"latest":[],"branches":{}`) {
+		t.Errorf("%d %s", empty.Code, empty.Body)
 	}
 }
 
@@ -620,6 +737,7 @@ func TestFeedsBelow(t *testing.T) {
 		{"https://a.example", "https://a.example.evil", false},
 		{"https://a.example", "http://a.example", false},
 		{"https://a.example:8443", "https://a.example", false},
+		{"https://a.example", "http://a.example:443", false},
 		{"a.example", "https://a.example", false},
 	}
 	for _, test := range tests {

@@ -33,7 +33,7 @@ type rig struct {
 func newRig(t testing.TB) *rig {
 	r := &rig{
 		t: t, records: buildtest.NewRecords(t), queue: buildtest.NewQueue(t, time.Minute), objects: buildtest.NewObjects(t),
-		catalog: &fakeCatalog{revision: "r30000-0123456789"}, lifetimes: build.DefaultLifetimes, log: &bytes.Buffer{},
+		catalog: &fakeCatalog{offer: offered("24.10.5"), revision: "r30000-0123456789"}, lifetimes: build.DefaultLifetimes, log: &bytes.Buffer{},
 	}
 	r.config = Config{
 		Service: &build.Service{Records: r.records, Queue: r.queue, Secret: []byte("0123456789abcdef0123456789abcdef")},
@@ -145,6 +145,7 @@ var brief = build.Lifetimes{Pinned: time.Millisecond, Plain: time.Millisecond, P
 // fakeCatalog knows one release and a snapshot, a target with the one profile
 // "generic" and one with two profiles.
 type fakeCatalog struct {
+	offer    catalog.Overview
 	revision string // of the snapshot
 	moved    string // its revision once somebody looks again
 	err      error  // of every call
@@ -157,15 +158,17 @@ var knownPackages = []string{"luci", "luci-ssl", "nano", "tcpdump", "libstdcpp6"
 
 func (c *fakeCatalog) Ready() error { return c.err }
 
-func (c *fakeCatalog) Overview(ctx context.Context) (catalog.Overview, error) {
+func (c *fakeCatalog) Overview(ctx context.Context) (catalog.Overview, error) { return c.offer, c.err }
+
+func offered(version string) catalog.Overview {
 	targets := map[string]string{"x86/64": "x86_64", "ath79/generic": "mips_24kc"}
 	return catalog.Overview{
-		Latest: []string{"24.10.5", "23.05.6"}, Upstream: "https://downloads.example.org",
+		Latest: []string{version, "23.05.6"}, Upstream: "https://downloads.example.org",
 		Branches: []catalog.Branch{
-			{Name: "24.10", Path: "releases/{version}", Enabled: true, Versions: []string{"24.10.5"}, Targets: targets},
+			{Name: "24.10", Path: "releases/{version}", Enabled: true, Versions: []string{version}, Targets: targets},
 			{Name: "SNAPSHOT", Path: "snapshots", Enabled: true, Snapshot: true, Versions: []string{"SNAPSHOT"}, Targets: targets},
 		},
-	}, c.err
+	}
 }
 
 func (c *fakeCatalog) Revision(ctx context.Context, version, target string) (string, error) {

@@ -220,7 +220,7 @@ func (s *server) recovered(w *response, r *http.Request, p any) {
 func (s *server) fail(w *response, r *http.Request, err error) {
 	p := w.dialect.problem(err)
 	if p.status == http.StatusServiceUnavailable {
-		w.Header().Set("Retry-After", strconv.Itoa(int(p.retry.Seconds())))
+		w.Header().Set("Retry-After", strconv.Itoa(max(1, int(p.retry.Seconds()))))
 		if strings.HasPrefix(r.UserAgent(), "auc") {
 			p.status = http.StatusInternalServerError // the only status whose detail it prints
 		}

@@ -5,9 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/attended-sysupgrade/sysup/shared/build"
@@ -25,12 +26,12 @@ func invalid(format string, args ...any) error {
 
 // readObject reads the body as one JSON object, whatever its Content-Type
 // says and with or without a Content-Length. The error is a Refusal.
-func readObject(w http.ResponseWriter, r *http.Request) (object, error) {
+func readObject(w *response, r *http.Request) (object, error) {
 	var b bytes.Buffer
 	if r.ContentLength > 0 {
 		b.Grow(int(min(r.ContentLength, maxBody)) + bytes.MinRead)
 	}
-	_, err := b.ReadFrom(http.MaxBytesReader(w, r.Body, maxBody))
+	_, err := b.ReadFrom(http.MaxBytesReader(w.ResponseWriter, r.Body, maxBody))
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
 		return nil, invalid("The body is larger than %d KiB.", maxBody>>10)
 	}
@@ -51,26 +52,20 @@ type member struct {
 
 // parseObject is stricter than encoding/json where laxness lets two readers
 // of one text see different things: names count once and exactly as spelled,
-// text is UTF-8, nesting is limited. Nothing follows the object.
+// text is UTF-8, nesting is limited.
 func parseObject(b []byte) (object, error) {
-	if !utf8.Valid(b) {
-		return nil, invalid("The body is not UTF-8 text.")
-	}
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.UseNumber()
-	first, err := d.Token()
-	if errors.Is(err, io.EOF) {
+	switch {
+	case len(bytes.TrimSpace(b)) == 0:
 		return nil, invalid("The body is empty; send a JSON object.")
+	case !utf8.Valid(b):
+		return nil, invalid("The body is not UTF-8 text.")
+	case !json.Valid(b):
+		return nil, invalid("The body is not valid JSON: %v.", json.Unmarshal(b, new(json.RawMessage)))
 	}
-	if err != nil {
-		return nil, malformed(err)
-	}
-	value, err := parseValue(d, first, maxDepth)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, invalid("The body goes on after the end of its JSON value.")
+	c := cursor{b: b}
+	value := c.value(maxDepth)
+	if c.err != nil {
+		return nil, c.err
 	}
 	o, ok := value.(object)
 	if !ok {
@@ -79,70 +74,134 @@ func parseObject(b []byte) (object, error) {
 	return o, nil
 }
 
-func malformed(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return invalid("The body ends within its JSON value.")
-	}
-	if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
-		return invalid("The body is not valid JSON: %s, near byte %d.", syntax, syntax.Offset)
-	}
-	return invalid("The body is not valid JSON.")
+// cursor walks over JSON that is known to be valid and keeps the first error.
+type cursor struct {
+	b   []byte // what is left
+	err error
 }
 
-// parseValue returns the value that begins with the token. depth is how many
-// more levels may open.
-func parseValue(d *json.Decoder, first json.Token, depth int) (any, error) {
-	open, ok := first.(json.Delim)
-	if !ok {
-		return first, nil
+// next passes over white space and returns the byte after it.
+func (c *cursor) next() byte {
+	c.b = bytes.TrimLeft(c.b, " \t\r\n")
+	return c.b[0]
+}
+
+// take returns the next n bytes and passes over them.
+func (c *cursor) take(n int) []byte {
+	taken := c.b[:n]
+	c.b = c.b[n:]
+	return taken
+}
+
+// value returns the value that comes next. depth is how many more levels may
+// open.
+func (c *cursor) value(depth int) any {
+	switch c.next() {
+	case '{', '[':
+		if depth == 0 {
+			c.err = invalid("The body's JSON is nested more than %d levels deep.", maxDepth)
+			return nil
+		}
+		if c.take(1)[0] == '[' {
+			return c.list(depth - 1)
+		}
+		return c.members(depth - 1)
+	case '"':
+		return c.text()
+	case 't':
+		c.take(len("true"))
+		return true
+	case 'f':
+		c.take(len("false"))
+		return false
+	case 'n':
+		c.take(len("null"))
+		return nil
 	}
-	if depth == 0 {
-		return nil, invalid("The body's JSON is nested more than %d levels deep.", maxDepth)
+	return c.number()
+}
+
+// more tells whether another item comes before the closing bracket, and
+// passes over the comma or the bracket.
+func (c *cursor) more(closing byte) bool {
+	switch c.next() {
+	case closing:
+		c.take(1)
+		return false
+	case ',':
+		c.take(1)
 	}
-	if open == '{' {
-		return parseMembers(d, depth-1)
-	}
+	return c.err == nil
+}
+
+func (c *cursor) list(depth int) []any {
 	list := []any{}
-	for {
-		token, err := d.Token()
-		if err != nil {
-			return nil, malformed(err)
-		}
-		if token == json.Delim(']') {
-			return list, nil
-		}
-		value, err := parseValue(d, token, depth-1)
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, value)
+	for c.more(']') {
+		list = append(list, c.value(depth))
 	}
+	return list
 }
 
-func parseMembers(d *json.Decoder, depth int) (any, error) {
-	o, seen := object{}, map[string]bool{}
-	for {
-		token, err := d.Token()
-		if err != nil {
-			return nil, malformed(err)
+func (c *cursor) members(depth int) object {
+	o, seen := object{}, names{}
+	for c.more('}') {
+		c.next()
+		name := c.text()
+		if c.next(); c.err == nil && !seen.add(o, name) {
+			c.err = invalid("The body's JSON has %q twice.", clip(name))
 		}
-		if token == json.Delim('}') {
-			return o, nil
-		}
-		name := token.(string) // the decoder lets no other key pass
-		if seen[name] {
-			return nil, invalid("The body's JSON has %q twice.", clip(name))
-		}
-		seen[name] = true
-		if token, err = d.Token(); err != nil {
-			return nil, malformed(err)
-		}
-		value, err := parseValue(d, token, depth)
-		if err != nil {
-			return nil, err
-		}
-		o = append(o, member{name, value})
+		c.take(len(":"))
+		o = append(o, member{name, c.value(depth)})
 	}
+	return o
+}
+
+// names finds out what an object has twice: by looking at its members, and by
+// a map once there are many.
+type names map[string]bool
+
+const few = 16
+
+// add returns whether the name is new to the object and to names.
+func (n names) add(o object, name string) bool {
+	if len(o) < few {
+		return !slices.ContainsFunc(o, func(m member) bool { return m.name == name })
+	}
+	if len(n) == 0 {
+		for _, m := range o {
+			n[m.name] = true
+		}
+	}
+	known := n[name]
+	n[name] = true
+	return !known
+}
+
+func (c *cursor) text() string {
+	end, escaped := 1, false
+	for ; c.b[end] != '"'; end++ {
+		if c.b[end] == '\\' {
+			escaped = true
+			end++
+		}
+	}
+	quoted := c.take(end + 1)
+	if !escaped {
+		return string(quoted[1:end])
+	}
+	var text string
+	if err := json.Unmarshal(quoted, &text); err != nil {
+		c.err = invalid("The body's JSON has a text that cannot be read.")
+	}
+	return text
+}
+
+func (c *cursor) number() json.Number {
+	end := bytes.IndexFunc(c.b, func(r rune) bool { return !strings.ContainsRune("+-.0123456789eE", r) })
+	if end < 0 {
+		end = len(c.b)
+	}
+	return json.Number(c.take(end))
 }
 
 // clip keeps what a client sent short in a sentence; %q takes care of the
@@ -270,9 +329,9 @@ func (f *fields) pairs(name string) []pair {
 	return pairs
 }
 
-// names reads package names from a list, or from the keys of an object from
+// packages reads package names from a list, or from the keys of an object from
 // names to versions, as the oldest clients send them.
-func (f *fields) names(name string) []string {
+func (f *fields) packages(name string) []string {
 	if _, ok := f.get(name).(object); !ok {
 		return f.texts(name)
 	}

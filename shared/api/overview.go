@@ -1,13 +1,14 @@
 package api
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"net/http"
 
 	"github.com/attended-sysupgrade/sysup/shared/build"
+	"github.com/attended-sysupgrade/sysup/shared/catalog"
 )
 
 // overview is what clients read to find out what can be built. Some look at
@@ -39,21 +40,35 @@ type serverInfo struct {
 	MaxDefaultsLength   int      `json:"max_defaults_length"`
 }
 
+// offer is the encoded overview and what it was made of: the catalogue
+// shares its lists, so that equal addresses mean equal contents.
+type offer struct {
+	of   *catalog.Branch
+	body []byte
+	etag string
+}
+
 func (s *server) getOverview(w *response, r *http.Request) error {
 	ctx, cancel := withTime(r)
 	defer cancel()
-	o, err := s.overview(ctx)
+	known, err := s.Catalog.Overview(ctx)
 	if err != nil {
 		return err
 	}
-	return s.catalogue(w, r, o)
+	kept := s.offer.Load()
+	if kept == nil || len(known.Branches) == 0 || kept.of != &known.Branches[0] {
+		if kept, err = encode(s.overview(known)); err != nil {
+			return err
+		}
+		if len(known.Branches) > 0 {
+			kept.of = &known.Branches[0]
+			s.offer.Store(kept)
+		}
+	}
+	return kept.answer(w, r)
 }
 
-func (s *server) overview(ctx context.Context) (overview, error) {
-	known, err := s.Catalog.Overview(ctx)
-	if err != nil {
-		return overview{}, err
-	}
+func (s *server) overview(known catalog.Overview) overview {
 	o := overview{
 		Latest: orEmpty(known.Latest), Branches: map[string]branch{}, UpstreamURL: known.Upstream,
 		Server: serverInfo{
@@ -67,7 +82,7 @@ func (s *server) overview(ctx context.Context) (overview, error) {
 			Versions: orEmpty(b.Versions), Targets: b.Targets, PackageChanges: []struct{}{},
 		}
 	}
-	return o, nil
+	return o
 }
 
 func (s *server) getLatest(w *response, r *http.Request) error {
@@ -98,17 +113,28 @@ func (s *server) getRevision(w *response, r *http.Request) error {
 
 // catalogue answers what is the same for everybody for a while.
 func (s *server) catalogue(w *response, r *http.Request, body any) error {
-	b, err := json.Marshal(body)
+	o, err := encode(body)
 	if err != nil {
 		return err
 	}
+	return o.answer(w, r)
+}
+
+func encode(body any) (*offer, error) {
+	b, err := json.Marshal(body)
+	if err != nil {
+		return nil, fmt.Errorf("encode the catalogue: %w", err)
+	}
 	sum := sha256.Sum256(b)
-	etag := `"` + hex.EncodeToString(sum[:16]) + `"`
+	return &offer{body: b, etag: `"` + hex.EncodeToString(sum[:16]) + `"`}, nil
+}
+
+func (o *offer) answer(w *response, r *http.Request) error {
 	w.Header().Set("Cache-Control", build.CacheBriefly)
-	w.Header().Set("ETag", etag)
-	if r.Header.Get("If-None-Match") == etag {
+	w.Header().Set("ETag", o.etag)
+	if r.Header.Get("If-None-Match") == o.etag {
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
-	return w.bytes(http.StatusOK, build.PolicyJSON.ContentType, b)
+	return w.bytes(http.StatusOK, build.PolicyJSON.ContentType, o.body)
 }

@@ -52,7 +52,7 @@ func (s *server) named(ctx context.Context, id build.ID, folder string) error {
 	return errNoFile
 }
 
-var keyName = regexp.MustCompile(`^(server\.pub|(worker-[A-Za-z0-9_-]{1,64}\.pub|revoked)(\.sig)?)$`)
+var keyName = regexp.MustCompile(`^(server\.pub|(worker-[a-z0-9][a-z0-9-]{0,62}\.pub|revoked)(\.sig)?)$`)
 
 // getKey answers a public key or the list of revoked ones. Only their names
 // pass: whatever else lies in that folder is nobody's business.

@@ -67,7 +67,7 @@ func decodeV1(o object) (build.Request, error) {
 		VersionCode:      f.text("version_code"),
 		Target:           f.text("target"),
 		Profile:          f.text("profile"),
-		Packages:         f.names("packages"),
+		Packages:         f.packages("packages"),
 		DiffPackages:     f.flag("diff_packages"),
 		Filesystem:       f.text("filesystem"),
 		RootfsSizeMB:     f.number("rootfs_size_mb"),
@@ -92,13 +92,10 @@ func decodeV1(o object) (build.Request, error) {
 func (s *server) answerV1(w *response, status build.Status) error {
 	rec := status.Record
 	w.build = rec.ID
-	word, position := stageWord(rec), int64(0)
-	if rec.State == build.Queued {
-		position = status.Position
-	}
+	word := stageWord(rec)
 	header := w.Header()
 	header.Set("X-Imagebuilder-Status", word)
-	header.Set("X-Queue-Position", strconv.FormatInt(position, 10))
+	header.Set("X-Queue-Position", strconv.FormatInt(status.Position, 10))
 	answer := progress(rec)
 	switch rec.State {
 	case build.Done:
@@ -115,7 +112,7 @@ func (s *server) answerV1(w *response, status build.Status) error {
 	case build.Building:
 		answer.Detail, answer.Stage = "started", build.Stage(word)
 	default:
-		answer.Detail, answer.QueuePosition = "queued", position
+		answer.Detail, answer.QueuePosition = "queued", status.Position
 	}
 	return w.json(answer.Code, answer)
 }

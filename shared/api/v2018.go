@@ -84,7 +84,7 @@ func decode2018(o object) (build.Request, error) {
 		Target:   target,
 		Profile:  f.text("board"),
 		Model:    f.text("model"),
-		Packages: f.names("packages"),
+		Packages: f.packages("packages"),
 	}
 	r.DiffPackages = len(r.Packages) > 0
 	if strings.EqualFold(r.Distro, "lede") {

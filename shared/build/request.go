@@ -190,7 +190,9 @@ func checkRepositories(repos []Repository, mode string, keys []string) error {
 // the name, a version pin ("base-files=1~r1", as /etc/apk/world holds them)
 // is returned beside it.
 func splitPackage(entry string) (name, version string, pinned bool) {
-	entry = strings.TrimLeft(entry, "+-")
+	if entry != "" && (entry[0] == '+' || entry[0] == '-') {
+		entry = entry[1:]
+	}
 	return strings.Cut(entry, "=")
 }
 

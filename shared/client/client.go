@@ -74,29 +74,41 @@ func (c *Client) Status(ctx context.Context, hash string) (Status, error) {
 }
 
 // Wait submits a request and polls until its build is done. progress, if not
-// nil, is called with every answer. Servers that are busy or out of reach for
-// a while are asked again, after the pause that they name.
+// nil, is called with every answer. A server that is busy, or out of reach
+// after it took the request, is asked again for a while, after the pause that
+// it names; progress is then told its sentence, or the fault, without a hash.
 func (c *Client) Wait(ctx context.Context, r Request, progress func(Status)) (Result, error) {
-	call := func() (Result, error) { return c.submit(ctx, r) }
+	if progress == nil {
+		progress = func(Status) {}
+	}
+	hash := ""
 	for troubles := 0; ; {
-		result, err := call()
+		result, err := c.ask(ctx, r, hash)
 		pause := c.pause()
 		if err == nil {
-			troubles = 0
-			if progress != nil {
-				progress(result.Status)
-			}
+			troubles, hash = 0, result.RequestHash
+			progress(result.Status)
 			if result.Done() {
 				return result, nil
 			}
-			call = func() (Result, error) { return c.poll(ctx, result.RequestHash) }
-		} else if troubles++; !temporary(err, &pause) || troubles > maxTroubles {
-			return Result{}, err
+		} else {
+			if troubles++; troubles > maxTroubles || !temporary(err, hash != "", &pause) {
+				return Result{}, err
+			}
+			progress(Status{Detail: err.Error()})
 		}
 		if err := sleep(ctx, pause); err != nil {
 			return Result{}, err
 		}
 	}
+}
+
+// ask submits the request, or polls its build once it has a hash.
+func (c *Client) ask(ctx context.Context, r Request, hash string) (Result, error) {
+	if hash == "" {
+		return c.submit(ctx, r)
+	}
+	return c.poll(ctx, hash)
 }
 
 func (c *Client) pause() time.Duration {
@@ -107,14 +119,14 @@ func (c *Client) pause() time.Duration {
 }
 
 // temporary tells whether it is worth asking again and lengthens the pause to
-// what the server asks for.
-func temporary(err error, pause *time.Duration) bool {
+// what the server asks for. A server that was never reached may not exist.
+func temporary(err error, reached bool, pause *time.Duration) bool {
 	if e, ok := errors.AsType[*Error](err); ok {
 		*pause = max(*pause, min(e.RetryAfter, maxPause))
 		return e.Temporary()
 	}
 	_, network := errors.AsType[*url.Error](err)
-	return network && !errors.Is(err, context.Canceled)
+	return network && reached && !errors.Is(err, context.Canceled)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

@@ -20,7 +20,7 @@ import (
 const (
 	maxFiles = 256
 	maxTotal = 4 << 30 // bytes
-	maxList  = 1 << 20 // bytes of sha256sums
+	maxList  = 4 << 20 // bytes of sha256sums, of the list of revoked keys, of build.json
 	stall    = time.Minute
 )
 
@@ -137,7 +137,7 @@ func (d *download) file(ctx context.Context, folder, name string) error {
 		return fmt.Errorf("write to the output folder: %w", err)
 	}
 	err = d.fetch(ctx, path.Join(folder, name), name, f)
-	err = errors.Join(err, f.Sync(), f.Close())
+	err = errors.Join(err, f.Close())
 	if err == nil {
 		err = d.root.Rename(part, name)
 	}
