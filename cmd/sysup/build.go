@@ -1,12 +1,15 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,20 +22,25 @@ import (
 )
 
 type buildCmd struct {
-	Server       string        `help:"Address of the server." required:"" env:"SYSUP_SERVER" placeholder:"URL"`
-	Version      string        `help:"OpenWrt version, such as 24.10.5 or SNAPSHOT." required:""`
-	Target       string        `help:"Target and subtarget, such as x86/64." required:""`
-	Profile      string        `help:"Profile id or board name." default:"generic"`
-	Package      []string      `help:"Package to install; with a - before it, to leave out (--package=-ppp). Repeatable." placeholder:"NAME"`
+	Server       string        `help:"Address of the server, such as https://firmware.example.org." required:"" env:"SYSUP_SERVER" placeholder:"URL"`
+	Version      string        `help:"OpenWrt version, such as 24.10.5 or SNAPSHOT." required:"" placeholder:"VERSION"`
+	Target       string        `help:"Target and subtarget, such as x86/64." required:"" placeholder:"TARGET"`
+	Profile      string        `help:"Profile id or board name of the device; may be left out where the target has only one." placeholder:"NAME"`
+	Package      []string      `help:"Package to install; with a - before its name, one to leave out (--package=-ppp). Repeatable." placeholder:"NAME"`
 	Exact        bool          `help:"Install exactly the packages named and what they need, no defaults besides."`
 	Filesystem   string        `help:"Only images with this file system, such as squashfs or ext4." placeholder:"NAME"`
 	RootfsSizeMB int           `help:"Size of the root file system in MiB." name:"rootfs-size-mb" placeholder:"N"`
-	Defaults     string        `help:"First-boot script to put into the image." type:"existingfile" placeholder:"FILE"`
-	Output       string        `help:"Folder for the files." required:"" type:"path" placeholder:"DIR"`
+	Defaults     string        `help:"First-boot script to put into the image, if the server allows that." type:"existingfile" placeholder:"FILE"`
+	Output       string        `help:"New or empty folder for the files." required:"" type:"path" placeholder:"DIR"`
 	Key          []string      `help:"The server's public key. Repeatable, while a key is being replaced." required:"" type:"existingfile" placeholder:"FILE"`
 	Poll         time.Duration `help:"Pause between two looks at the build." default:"2s"`
 }
 
+// Validate is called by kong.
+func (c *buildCmd) Validate() error { return checkURL("--server", c.Server) }
+
+// Run has the image built. Nothing gets into the output folder under its own
+// name before all of it is verified.
 func (c *buildCmd) Run(ctx context.Context, out io.Writer) error {
 	keys, err := readPublics(c.Key)
 	if err != nil {
@@ -42,32 +50,87 @@ func (c *buildCmd) Run(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if err := c.roomy(); err != nil {
+		return err
+	}
 	remote := &client.Client{URL: c.Server, Poll: c.Poll, UserAgent: "sysup/" + version}
 	screen := newScreen(out)
 	result, err := remote.Wait(ctx, request, screen.status)
 	if err != nil {
-		return explained(err)
+		return c.explained(ctx, err)
 	}
 	for _, note := range result.Notes {
 		fmt.Fprintln(out, "note:", note)
 	}
-	if err := remote.Download(ctx, result, c.Output, screen.download); err != nil {
-		return err
-	}
-	report, err := verify(out, c.Output, keys)
+	report, err := c.fetch(ctx, remote, result, keys, screen)
 	if err != nil {
-		return err
+		return c.explained(ctx, err)
 	}
-	return c.answers(result, report.Build)
+	printReport(out, report, c.Output)
+	return nil
+}
+
+// roomy holds that nothing lies in the output folder: nobody signed it.
+func (c *buildCmd) roomy() error {
+	entries, err := os.ReadDir(c.Output)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if len(entries) > 0 {
+		return fmt.Errorf("--output has to be a new or an empty folder, %s holds %s", c.Output, entries[0].Name())
+	}
+	return err
+}
+
+// fetch downloads and verifies the result in a folder of its own, and then
+// moves it to where it was asked for.
+func (c *buildCmd) fetch(ctx context.Context, remote *client.Client, result client.Result, keys []usign.PublicKey, screen *screen) (client.Report, error) {
+	if err := os.MkdirAll(c.Output, 0o777); err != nil {
+		return client.Report{}, fmt.Errorf("make the output folder: %w", err)
+	}
+	stage, err := os.MkdirTemp(c.Output, ".unverified-")
+	if err != nil {
+		return client.Report{}, fmt.Errorf("write to the output folder: %w", err)
+	}
+	defer os.RemoveAll(stage)
+	if err := remote.Download(ctx, result, stage, screen.download); err != nil {
+		return client.Report{}, err
+	}
+	report, err := verify(stage, keys)
+	if err != nil {
+		return report, err
+	}
+	if err := c.answers(report.Build); err != nil {
+		return report, err
+	}
+	return report, moveAll(stage, c.Output)
+}
+
+func moveAll(from, to string) error {
+	entries, err := os.ReadDir(from)
+	for _, entry := range entries {
+		err = errors.Join(err, os.Rename(filepath.Join(from, entry.Name()), filepath.Join(to, entry.Name())))
+	}
+	return err
 }
 
 // answers makes sure that what was signed is what was asked for: a whole chain
-// over another device's image would be of no use.
-func (c *buildCmd) answers(result client.Result, signed build.Provenance) error {
-	if string(signed.RequestHash) != result.RequestHash || signed.Plan.Target != c.Target || !strings.EqualFold(signed.Plan.Version, c.Version) {
-		return fmt.Errorf("the server signed an image of %s for %s, which is not what was asked for; do not use it", signed.Plan.Version, signed.Plan.Target)
+// over another device's image would be of no use. A server that everybody can
+// stand in for, over plain HTTP, may repeat what it once signed for others.
+func (c *buildCmd) answers(signed build.Provenance) error {
+	plan := signed.Plan
+	if plan.Target != c.Target || !strings.EqualFold(plan.Version, c.Version) || !c.fits(signed) {
+		return fmt.Errorf("the server signed %s for %s, profile %s, which is not what was asked for; nothing was kept", plan.Version, plan.Target, plan.Profile)
 	}
 	return nil
+}
+
+// fits tells whether the profile is the one asked for, by its name or by that
+// of a board that it supports. A generic one is for all boards of its target.
+func (c *buildCmd) fits(signed build.Provenance) bool {
+	same := func(board string) bool { return strings.ReplaceAll(board, ",", "_") == strings.ReplaceAll(c.Profile, ",", "_") }
+	profile := signed.Plan.Profile
+	return c.Profile == "" || profile == "generic" || same(profile) || slices.ContainsFunc(signed.Result.Profile.SupportedDevices, same)
 }
 
 func (c *buildCmd) request() (client.Request, error) {
@@ -88,13 +151,31 @@ func (c *buildCmd) request() (client.Request, error) {
 	return r, nil
 }
 
-// explained adds the end of the ImageBuilder's words to the server's sentence.
-func explained(err error) error {
-	failed, ok := errors.AsType[*client.Error](err)
-	if !ok || failed.Stderr == "" {
-		return err
+// explained adds to an error what helps to act on it.
+func (c *buildCmd) explained(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return errors.New("interrupted. The server goes on; the same command will take up its build")
 	}
-	return fmt.Errorf("%w\n\nThe ImageBuilder's last words:\n%s", err, failed.Stderr)
+	if failed, ok := errors.AsType[*client.Error](err); ok {
+		return c.lastWords(failed)
+	}
+	if unreachable, ok := errors.AsType[*url.Error](err); ok {
+		return fmt.Errorf("the server at %s does not answer: %w", c.Server, unreachable.Err)
+	}
+	return err
+}
+
+// lastWords is the server's sentence with the end of what the ImageBuilder
+// said and the place of the rest.
+func (c *buildCmd) lastWords(failed *client.Error) error {
+	text := failed.Detail
+	if failed.Stderr != "" {
+		text += "\n\nThe ImageBuilder's last words:\n" + strings.TrimRight(failed.Stderr, "\n")
+	}
+	if failed.Log != "" {
+		text += "\n\nThe whole log: " + strings.TrimRight(c.Server, "/") + failed.Log
+	}
+	return errors.New(text)
 }
 
 // screen shows how a build gets on: a line per change, and a bar per file on
@@ -112,13 +193,23 @@ func newScreen(out io.Writer) *screen {
 	return &screen{out: out, bars: ok && term.IsTerminal(int(file.Fd()))}
 }
 
+var stageWords = map[build.Stage]string{
+	build.StageInit:     "starting",
+	build.StageDownload: "fetching the ImageBuilder",
+	build.StageUnpack:   "unpacking the ImageBuilder",
+	build.StagePackages: "installing packages",
+	build.StageImage:    "making images",
+}
+
 func (s *screen) status(status client.Status) {
-	line := "building: " + string(status.Stage)
+	line := "building: " + cmp.Or(stageWords[status.Stage], string(status.Stage))
 	switch {
 	case status.Done():
 		line = "built: " + status.RequestHash
 	case status.QueuePosition > 0:
 		line = fmt.Sprintf("waiting: place %d in the queue", status.QueuePosition)
+	case status.RequestHash == "":
+		line = "waiting: " + status.Detail
 	}
 	if line != s.last {
 		fmt.Fprintln(s.out, line)
@@ -155,16 +246,25 @@ func (c *verifyCmd) Run(out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	_, err = verify(out, c.Dir, keys)
-	return err
+	report, err := verify(c.Dir, keys)
+	if err != nil {
+		return err
+	}
+	printReport(out, report, c.Dir)
+	return nil
 }
 
-// verify checks the whole chain and says what it rests on.
-func verify(out io.Writer, dir string, keys []usign.PublicKey) (client.Report, error) {
+// verify checks the whole chain.
+func verify(dir string, keys []usign.PublicKey) (client.Report, error) {
 	report, err := client.Verify(dir, keys, time.Now())
 	if err != nil {
 		return report, fmt.Errorf("NOT verified, do not use these files: %w", err)
 	}
+	return report, nil
+}
+
+// printReport says what was verified and what that rests on.
+func printReport(out io.Writer, report client.Report, dir string) {
 	signed := report.Build
 	fmt.Fprintf(out, "verified: %s %s for %s, profile %s\n", signed.Plan.Distribution, signed.Plan.Version, signed.Plan.Target, signed.Plan.Profile)
 	fmt.Fprintf(out, "signed at %s by worker %s, certified by the server until %s\n",
@@ -172,5 +272,4 @@ func verify(out io.Writer, dir string, keys []usign.PublicKey) (client.Report, e
 	for _, image := range signed.Result.Images {
 		fmt.Fprintf(out, "  %s  %s\n", image.SHA256, filepath.Join(dir, image.Name))
 	}
-	return report, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -13,21 +14,23 @@ import (
 // parse reads flags, then SYSUP_* variables, then the TOML file. A setting that
 // nobody knows is an error in all three: a misspelt key must not be ignored.
 func parse(parser *kong.Kong, args []string) (*kong.Context, error) {
-	if err := unknownVariables(parser); err != nil {
-		return nil, err
+	if len(args) == 0 {
+		args = []string{"--help"}
 	}
-	file := configFile(args)
-	if file == "" {
-		return parser.Parse(args)
+	if file := configFile(args); file != "" {
+		settings, err := readConfig(kong.ExpandPath(file), knownFlags(parser))
+		if err != nil {
+			return nil, err
+		}
+		if err := kong.Resolvers(settings).Apply(parser); err != nil {
+			return nil, err
+		}
 	}
-	settings, err := readConfig(file, knownFlags(parser))
+	parsed, err := parser.Parse(args)
 	if err != nil {
 		return nil, err
 	}
-	if err := kong.Resolvers(settings).Apply(parser); err != nil {
-		return nil, err
-	}
-	return parser.Parse(args)
+	return parsed, unknownVariables(parser)
 }
 
 // configFile looks for --config before kong reads the rest, since the file is
@@ -44,6 +47,8 @@ func configFile(args []string) string {
 	return os.Getenv("SYSUP_CONFIG")
 }
 
+// knownFlags are the settings of all commands, so that one file can serve
+// several of them.
 func knownFlags(parser *kong.Kong) []*kong.Flag {
 	flags := slices.Clone(parser.Model.Flags)
 	for _, command := range parser.Model.Leaves(false) {
@@ -60,43 +65,71 @@ func unknownVariables(parser *kong.Kong) error {
 	for _, variable := range os.Environ() {
 		name, _, _ := strings.Cut(variable, "=")
 		if strings.HasPrefix(name, "SYSUP_") && !slices.Contains(known, name) {
-			return fmt.Errorf("the environment has %s, which is no setting of sysup; see sysup serve --help", name)
+			return fmt.Errorf("the environment has %s, which is no setting of sysup", name)
 		}
 	}
 	return nil
 }
 
-// settings are the keys of a TOML file, as a source for kong.
-type settings map[string]any
+// settings are the keys of a TOML file and their values as kong reads them, as
+// a source for kong.
+type settings map[string]string
 
 func readConfig(file string, known []*kong.Flag) (settings, error) {
-	var values settings
+	var values map[string]any
 	if _, err := toml.DecodeFile(file, &values); err != nil {
 		return nil, fmt.Errorf("the settings in %s cannot be read: %w", file, err)
 	}
-	for key := range values {
-		if !slices.ContainsFunc(known, func(f *kong.Flag) bool { return f.Name == key }) {
-			return nil, fmt.Errorf("%s has the key %q, which is no setting of sysup; keys are the long flags of sysup serve --help", file, key)
+	s := settings{}
+	for key, value := range values {
+		at := slices.IndexFunc(known, func(f *kong.Flag) bool { return f.Name == key && key != "help" && key != "config" })
+		if at < 0 {
+			return nil, fmt.Errorf("%s has the key %q, which is no setting of sysup; keys are the long names of flags", file, key)
 		}
+		text, err := settingText(value, known[at].IsSlice())
+		if err != nil {
+			return nil, fmt.Errorf("%s: %s %w", file, key, err)
+		}
+		s[key] = text
 	}
-	return values, nil
+	return s, nil
 }
 
+// settingText is a value as kong reads it, a list as one text with commas.
+func settingText(value any, list bool) (string, error) {
+	switch value := value.(type) {
+	case string, bool, int64:
+		return fmt.Sprint(value), nil
+	case []any:
+		if !list {
+			return "", errors.New("has to be one value, not a list")
+		}
+		var texts []string
+		for _, element := range value {
+			text, err := settingText(element, false)
+			if err != nil {
+				return "", err
+			}
+			texts = append(texts, text)
+		}
+		return kong.JoinEscaped(texts, ','), nil
+	}
+	return "", fmt.Errorf("has to be text, a whole number, true or false, or a list of such, it is %v", value)
+}
+
+// Validate implements kong.Resolver.
 func (s settings) Validate(*kong.Application) error { return nil }
 
-// Resolve gives a list as kong reads it: one string, separated by commas.
+// Resolve implements kong.Resolver, which would prefer a file to a variable.
 func (s settings) Resolve(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
-	value, ok := s[flag.Name]
-	if !ok {
+	text, ok := s[flag.Name]
+	if !ok || slices.ContainsFunc(flag.Envs, isSet) {
 		return nil, nil
 	}
-	list, ok := value.([]any)
-	if !ok {
-		return fmt.Sprint(value), nil
-	}
-	var texts []string
-	for _, element := range list {
-		texts = append(texts, fmt.Sprint(element))
-	}
-	return strings.Join(texts, ","), nil
+	return text, nil
+}
+
+func isSet(variable string) bool {
+	_, ok := os.LookupEnv(variable)
+	return ok
 }

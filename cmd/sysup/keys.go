@@ -24,7 +24,7 @@ type keysCmd struct {
 }
 
 type keysNew struct {
-	Dir     string `arg:"" help:"Folder for the pair; must not hold one." type:"path"`
+	Dir     string `arg:"" help:"Folder for the pair, made if needed. A key that lies there is never overwritten." type:"path"`
 	Comment string `help:"Comment line of the public key." default:"sysup server"`
 }
 
@@ -103,7 +103,12 @@ func readPublics(files []string) ([]usign.PublicKey, error) {
 // with one has both.
 func makeKey(dir, comment string) (usign.SecretKey, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return usign.SecretKey{}, err
+		return usign.SecretKey{}, fmt.Errorf("make the folder for the keys: %w", err)
+	}
+	for _, name := range []string{secretName, publicName} {
+		if file := filepath.Join(dir, name); exists(file) {
+			return usign.SecretKey{}, existsAlready(file)
+		}
 	}
 	key, err := usign.Generate(comment)
 	if err != nil {
@@ -115,11 +120,20 @@ func makeKey(dir, comment string) (usign.SecretKey, error) {
 	return key, writeNew(filepath.Join(dir, publicName), key.Public().Marshal(), 0o644)
 }
 
+func exists(file string) bool {
+	_, err := os.Lstat(file)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+func existsAlready(file string) error {
+	return fmt.Errorf("%s exists already; move it away first", file)
+}
+
 // writeNew never overwrites: a lost key cannot be had back.
 func writeNew(file string, text []byte, mode fs.FileMode) error {
 	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%s exists already; move it away first", file)
+		return existsAlready(file)
 	}
 	if err != nil {
 		return err
@@ -128,6 +142,16 @@ func writeNew(file string, text []byte, mode fs.FileMode) error {
 		return errors.Join(err, f.Close())
 	}
 	return errors.Join(f.Sync(), f.Close())
+}
+
+// readWhole reads what writeNew wrote. An empty file is what it left when the
+// process died; nothing is lost with it.
+func readWhole(file string) ([]byte, error) {
+	text, err := os.ReadFile(file)
+	if err == nil && len(text) == 0 {
+		return nil, errors.Join(os.Remove(file), fs.ErrNotExist)
+	}
+	return text, err
 }
 
 // serverKeys are what a server must not lose: its signing key and the secret
@@ -140,7 +164,7 @@ type serverKeys struct {
 // openKeys reads the keys of a data folder and makes those that are not there.
 func openKeys(dir string) (serverKeys, error) {
 	var k serverKeys
-	text, err := os.ReadFile(filepath.Join(dir, secretName))
+	text, err := readWhole(filepath.Join(dir, secretName))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		k.sign, err = makeKey(dir, "sysup server")
@@ -148,7 +172,7 @@ func openKeys(dir string) (serverKeys, error) {
 		k.sign, err = usign.ParseSecretKey(text)
 	}
 	if err != nil {
-		return k, fmt.Errorf("the server's key: %w", err)
+		return k, fmt.Errorf("the server's key in %s: %w", dir, err)
 	}
 	// A process may have died between the two halves; the public one follows
 	// from the secret one.
@@ -162,7 +186,7 @@ func openKeys(dir string) (serverKeys, error) {
 }
 
 func openSecret(file string) ([]byte, error) {
-	secret, err := os.ReadFile(file)
+	secret, err := readWhole(file)
 	if err == nil && len(secret) != 32 {
 		return nil, fmt.Errorf("%s must hold 32 bytes, it has %d; move it away to have a new one made", file, len(secret))
 	}
@@ -186,12 +210,10 @@ const (
 func (k serverKeys) certifier(objects build.Objects) build.Certifier {
 	return func(ctx context.Context, worker string, key ed25519.PublicKey) (build.Certificate, error) {
 		now := time.Now()
-		certificate, err := usign.NewCertificate(worker, key, now.Add(-clockSkew), now.Add(certificateLife))
+		public, signature, err := usign.Certify(k.sign, worker, key, now.Add(-clockSkew), now.Add(certificateLife))
 		if err != nil {
 			return build.Certificate{}, err
 		}
-		public := certificate.Marshal()
-		signature := k.sign.Sign(public).Marshal()
 		name := "keys/worker-" + worker + ".pub"
 		for key, text := range map[string][]byte{name: public, name + ".sig": signature} {
 			if err := objects.Put(ctx, key, strings.NewReader(string(text)), build.PolicyText); err != nil {

@@ -20,8 +20,13 @@ import (
 // version is set by the linker in releases.
 var version = "development"
 
+const description = `Firmware on demand for OpenWrt routers.
+
+Settings are flags, SYSUP_* variables and keys of the TOML file given by --config, the first of these that has one.
+The exit status is 0 if all went well, 1 after a failure, 2 after a wrong call or setting.`
+
 type cli struct {
-	Config string `help:"TOML file with settings; a key is a flag's name." type:"path" env:"SYSUP_CONFIG" placeholder:"FILE"`
+	Config string `help:"TOML file with settings; a key is the long name of a flag." type:"path" env:"SYSUP_CONFIG" placeholder:"FILE"`
 
 	Serve   serveCmd   `cmd:"" help:"Run the server with its builders on this machine."`
 	Build   buildCmd   `cmd:"" help:"Have an image built, download it and verify it."`
@@ -40,34 +45,52 @@ func (versionCmd) Run(out io.Writer) error {
 func main() {
 	sandbox.Init()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
+const (
+	exitFailure = 1
+	exitUsage   = 2
+)
+
 // run is the whole program but for the process around it. It returns the exit
-// status: 0, 1 after a failure, 2 after a wrong call.
+// status.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	var c cli
-	parser, err := kong.New(&c, kong.Name("sysup"), kong.UsageOnError(), kong.Writers(stdout, stderr),
-		kong.Description("Firmware on demand for OpenWrt routers."),
+	parser, err := kong.New(&c, kong.Name("sysup"), kong.Description(description), kong.Writers(stdout, stderr),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 120}),
 		kong.BindTo(ctx, (*context.Context)(nil)), kong.BindTo(stdout, (*io.Writer)(nil)),
 		kong.Bind(newLog(stderr)), kong.Exit(func(code int) { panic(exit(code)) }))
 	if err != nil {
 		fmt.Fprintln(stderr, "sysup:", err)
-		return 2
+		return exitUsage
 	}
 	return guarded(func() int {
 		parsed, err := parse(parser, args)
 		if err != nil {
-			fmt.Fprintln(stderr, "sysup:", err)
-			return 2
+			fmt.Fprintf(stderr, "sysup: %v\n%s\n", err, hint(err))
+			return exitUsage
 		}
 		if err := parsed.Run(); err != nil && !errors.Is(err, context.Canceled) {
 			fmt.Fprintln(stderr, "sysup:", err)
-			return 1
+			return exitFailure
 		}
 		return 0
 	})
+}
+
+// hint names the help of the command that was called wrongly.
+func hint(err error) string {
+	command := "sysup"
+	if wrong, ok := errors.AsType[*kong.ParseError](err); ok {
+		for _, step := range wrong.Context.Path {
+			if step.Command != nil {
+				command = "sysup " + step.Command.Path()
+			}
+		}
+	}
+	return fmt.Sprintf("Run %q for what there is.", command+" --help")
 }
 
 // exit is how kong leaves after --help.

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rogpeppe/go-internal/testscript"
+
 	"github.com/attended-sysupgrade/sysup/builder/sandbox"
 	"github.com/attended-sysupgrade/sysup/scripts/instant"
 )
@@ -22,12 +24,18 @@ func TestMain(m *testing.M) {
 	if settings := os.Getenv(crashSettings); settings != "" {
 		crashServer(settings)
 	}
-	// These tests wait much more than they compute.
+	testscript.Main(waiting{m}, map[string]func(){"sysup": main})
+}
+
+// waiting runs tests that wait much more than they compute.
+type waiting struct{ *testing.M }
+
+func (m waiting) Run() int {
 	flag.Parse()
 	if err := flag.Set("test.parallel", "16"); err != nil {
 		panic(err)
 	}
-	os.Exit(m.Run())
+	return m.M.Run()
 }
 
 // instantUpstream serves the tiny signed upstream with the ImageBuilder that

@@ -197,6 +197,7 @@ func (s *server) openFolders() error {
 
 // close lets another process have the data folder.
 func (s *server) close() {
+	s.trees.Close()
 	if err := errors.Join(s.db.Close(), s.lock.Close()); err != nil {
 		s.log.Error("the data folder could not be closed", "error", err)
 	}
@@ -234,7 +235,7 @@ func (s *server) worker(i int, keys *builder.Keys) *builder.Worker {
 		hide = append(hide, s.folder(name))
 	}
 	confinement := imagebuilder.Confinement{
-		Level: s.support.Level, Copy: s.support.View != "overlay", UID: s.BuildUID + i, GID: s.BuildUID, Hide: hide,
+		Level: s.support.Level, Copy: s.support.View != "overlay", UID: s.BuildUID + i, GID: s.BuildUID + i, Hide: hide,
 	}
 	return builder.New(fmt.Sprintf("worker-%d", i), builder.Config{
 		Records: s.records, Queue: s.queue, Objects: s.objects, Catalog: s.catalog, Trees: s.trees,

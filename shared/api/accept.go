@@ -59,25 +59,25 @@ func forbidden(format string, args ...any) error {
 }
 
 // sameRevision compares the revision that a client expects with the
-// catalogue's. A snapshot's may have moved since it was read.
+// catalogue's. A snapshot's may have moved since it was read, so it is asked
+// anew; while the upstream is down, what was read last counts.
 func (s *server) sameRevision(ctx context.Context, r *build.Request, device *catalog.Device) (*catalog.Device, error) {
-	if r.VersionCode == "" || r.VersionCode == device.Facts.Revision {
-		return device, nil
-	}
-	have := device.Facts.Revision
 	if device.Facts.Snapshot {
-		var err error
-		if have, err = s.Catalog.Revision(ctx, r.Version, r.Target); err != nil {
+		now, err := s.Catalog.Revision(ctx, r.Version, r.Target)
+		if err == nil && now != device.Facts.Revision {
+			device, err = s.Catalog.Device(ctx, r.Version, r.Target, r.Profile, r.Model)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
-	if r.VersionCode != have {
+	if have := device.Facts.Revision; r.VersionCode != "" && r.VersionCode != have {
 		return nil, &build.Refusal{
 			Code:   build.CodeRevision,
 			Detail: fmt.Sprintf("You expect revision %s of %s, this server has %s. Look again for the newest one and repeat the request.", r.VersionCode, device.Facts.Version, have),
 		}
 	}
-	return s.Catalog.Device(ctx, r.Version, r.Target, r.Profile, r.Model)
+	return device, nil
 }
 
 // parseAllowed reads the operator's list. The mains check it at start; an
