@@ -34,7 +34,7 @@ var layout = map[string][]string{
 	"shared/api":             {"shared/build", "shared/catalog", "shared/client", "shared/web"},
 	"shared/web":             {"shared/build", "shared/catalog"},
 	"shared/client":          {"shared/build", "shared/usign"},
-	"scripts":                {"shared/usign", "shared/client", "scripts"},
+	"scripts":                {"shared/usign", "shared/client", "shared/catalog/catalogtest", "scripts"},
 }
 
 // owners are the only folders that may import what stands behind a driver.

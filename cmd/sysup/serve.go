@@ -198,7 +198,7 @@ func (s *server) openFolders() error {
 // close lets another process have the data folder.
 func (s *server) close() {
 	s.trees.Close()
-	if err := errors.Join(s.db.Close(), s.lock.Close()); err != nil {
+	if err := errors.Join(s.catalog.Close(), s.db.Close(), s.lock.Close()); err != nil {
 		s.log.Error("the data folder could not be closed", "error", err)
 	}
 }

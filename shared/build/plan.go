@@ -52,11 +52,15 @@ func isApk(name string) bool { return strings.HasPrefix(name, "apk-") }
 //
 // With D = facts.Defaults: additions are the list without D. Removals are the
 // names sent with "-", and with DiffPackages also what is in D and neither in
-// the list nor mandatory. A removal of what is not in D changes no image, so
-// it is left out of the plan. A list that adds nothing does not count as one:
+// the list nor mandatory; "-x" beats "x". A removal of what is not in D changes
+// no image, so it is left out of the plan. A list that adds nothing does not count as one:
 // "exactly these packages: none" would be a router without software.
 func Resolve(r *Request, facts Facts, settings []string, canonical func(string) string) Plan {
+	canonical = once(canonical)
 	add, remove := wanted(r, canonical)
+	for name := range remove {
+		delete(add, name)
+	}
 	d := set{}
 	for _, name := range facts.Defaults {
 		d[canonical(name)] = true
@@ -69,9 +73,6 @@ func Resolve(r *Request, facts Facts, settings []string, canonical func(string) 
 		}
 	}
 	protect(add, remove)
-	for name := range remove {
-		delete(add, name)
-	}
 	p := Plan{
 		Distribution: facts.Distribution, Version: facts.Version, Snapshot: facts.Snapshot, Revision: facts.Revision,
 		Target: facts.Target, Profile: facts.Profile,
@@ -89,6 +90,20 @@ func Resolve(r *Request, facts Facts, settings []string, canonical func(string) 
 	}
 	slices.Sort(p.Settings)
 	return p
+}
+
+// once asks only once for each name: most are in the list, among the versions
+// and in D.
+func once(canonical func(string) string) func(string) string {
+	known := map[string]string{}
+	return func(name string) string {
+		result, ok := known[name]
+		if !ok {
+			result = canonical(name)
+			known[name] = result
+		}
+		return result
+	}
 }
 
 // wanted reads the two package lists of a request.
@@ -111,7 +126,7 @@ func wanted(r *Request, canonical func(string) string) (add, remove set) {
 // protect takes what must stay out of the removals. One variant of apk may
 // only give way to another that was asked for.
 func protect(add, remove set) {
-	apk := slices.ContainsFunc(slices.Collect(maps.Keys(add)), func(name string) bool { return isApk(name) && !remove[name] })
+	apk := slices.ContainsFunc(slices.Collect(maps.Keys(add)), isApk)
 	for name := range remove {
 		if kept[name] || isApk(name) && !apk {
 			delete(remove, name)

@@ -261,7 +261,9 @@ func (r Record) Again(plan Plan, sequence int64, now time.Time) Record {
 }
 
 // Retriable tells whether asking anew for a failed build may help.
-func (r Record) Retriable() bool { return r.State == Failed && r.Failure.Kind.Transient() }
+func (r Record) Retriable() bool {
+	return r.Schema == Schema && r.State == Failed && r.Failure != nil && r.Failure.Kind.Transient()
+}
 
 // Waited tells whether the build was asked for so long ago that it is given up.
 func (r Record) Waited(now time.Time) bool { return !r.Ended() && now.Sub(r.CreatedAt) > MaxWait }

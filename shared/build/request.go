@@ -1,7 +1,6 @@
 package build
 
 import (
-	"regexp"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -48,25 +47,25 @@ const (
 // The patterns of everything in a request that reaches a file name, a make
 // variable or a shell. None admits a character that make or a shell expands.
 var (
-	distroPattern     = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$`)
-	versionPattern    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.+_-]{0,39}$`)
-	revisionPattern   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}$`)
-	targetPattern     = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,31}/[A-Za-z0-9][A-Za-z0-9_-]{0,31}$`)
-	profilePattern    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.,+-]{0,127}$`)
-	modelPattern      = regexp.MustCompile(`^[\pL\pN][\pL\pN _.,()+/:#@-]{0,127}$`)
-	packagePattern    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}$`)
-	pkgVersionPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.+~:-]{0,127}$`)
-	filesystemPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,19}$`)
-	repoNamePattern   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
-	repoURLPattern    = regexp.MustCompile(`^https?://[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?(/[A-Za-z0-9._~+-]+){0,32}/?$`)
-	usignKeyPattern   = regexp.MustCompile(`^[A-Za-z0-9+/]{54,56}={0,2}$`)
-	pemKeyPattern     = regexp.MustCompile(`^-----BEGIN PUBLIC KEY-----\n[A-Za-z0-9+/=\n]{1,1000}-----END PUBLIC KEY-----\n?$`)
-	clientPattern     = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9 /._~+():;,-]{0,127}$`)
+	distroPattern     = newWord(alnum, "_-", 32)
+	versionPattern    = newWord(alnum, ".+_-", 40)
+	revisionPattern   = newWord(alnum, ".+_-", 64)
+	targetPattern     = pair{newWord(alnum, "_-", 32)}
+	profilePattern    = newWord(alnum, "_.,+-", 128)
+	modelPattern      = newRare(`^[\pL\pN][\pL\pN _.,()+/:#@-]{0,127}$`)
+	packagePattern    = newWord(alnum, "_.+-", 128)
+	pkgVersionPattern = newWord(alnum, "_.+~:-", 128)
+	filesystemPattern = newWord(lower, "-", 20)
+	repoNamePattern   = newWord(alnum, "_.-", 64)
+	repoURLPattern    = newRare(`^https?://[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?(/[A-Za-z0-9._~+-]+){0,32}/?$`)
+	usignKeyPattern   = newRare(`^[A-Za-z0-9+/]{54,56}={0,2}$`)
+	pemKeyPattern     = newRare(`^-----BEGIN PUBLIC KEY-----\n[A-Za-z0-9+/=\n]{1,1000}-----END PUBLIC KEY-----\n?$`)
+	clientPattern     = newWord(alnum, " /._~+():;,-", 128)
 )
 
 type field struct {
 	name, value string
-	pattern     *regexp.Regexp
+	pattern     pattern
 	required    bool
 }
 

@@ -57,12 +57,18 @@ func (s *Service) Submit(ctx context.Context, sub Submission) (Status, error) {
 	return s.start(ctx, id, rec, sub)
 }
 
+// startTime bounds what start takes once its client no longer does.
+const startTime = 10 * time.Second
+
 // start draws a sequence number, creates or renews the record and sends its
-// ID. old is the failed record to renew, or the zero Record.
+// ID. old is the failed record to renew, or the zero Record. A client that
+// hangs up does not stop it half way: its count would stay on the board.
 func (s *Service) start(ctx context.Context, id ID, old Record, sub Submission) (Status, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTime)
+	defer cancel()
 	sequence, err := s.draw(ctx)
 	if err != nil {
-		return Status{}, err
+		return s.refuse(ctx, id, err)
 	}
 	var rec Record
 	err = s.Hook.Do(StepCreate, func() (err error) {
@@ -75,8 +81,8 @@ func (s *Service) start(ctx context.Context, id ID, old Record, sub Submission) 
 	if errors.Is(err, ErrExists) || errors.Is(err, ErrConflict) {
 		return s.join(ctx, id)
 	}
-	if err != nil {
-		return Status{}, fmt.Errorf("store %s: %w", id.Short(), err)
+	if err != nil && !s.stored(ctx, id, sequence) {
+		return Status{}, errors.Join(fmt.Errorf("store %s: %w", id.Short(), err), s.giveBack(ctx))
 	}
 	if err := s.send(ctx, id, sub); err != nil {
 		return Status{}, err
@@ -106,6 +112,22 @@ func (s *Service) draw(ctx context.Context) (int64, error) {
 		}
 	}
 	return board[BoardDrawn], nil
+}
+
+// refuse returns the error, unless somebody else created the build in the
+// meantime: to join it takes no place.
+func (s *Service) refuse(ctx context.Context, id ID, err error) (Status, error) {
+	if rec, e := s.Records.Get(ctx, id); e == nil && !rec.Retriable() {
+		return s.status(ctx, rec)
+	}
+	return Status{}, err
+}
+
+// stored tells whether a write that reported a failure has happened: nobody
+// else drew the sequence number.
+func (s *Service) stored(ctx context.Context, id ID, sequence int64) bool {
+	rec, err := s.Records.Get(ctx, id)
+	return err == nil && rec.Sequence == sequence
 }
 
 // join answers with the build that somebody else created in the meantime.
@@ -151,7 +173,7 @@ func (s *Service) Status(ctx context.Context, id ID) (Status, error) {
 	if err != nil {
 		return Status{}, fmt.Errorf("look up %s: %w", id.Short(), err)
 	}
-	if !rec.Ended() && !Now().Before(rec.DueAt) {
+	if rec.Schema == Schema && !rec.Ended() && !Now().Before(rec.DueAt) {
 		if rec, err = resend(ctx, s.Records, s.Queue, rec); err != nil {
 			return Status{}, err
 		}

@@ -95,7 +95,10 @@ func CountEnded(ctx context.Context, records Records) error {
 // expire removes the files first: if it dies in between, the record brings it
 // back here.
 func (s *Sweeper) expire(ctx context.Context, rec Record) error {
-	prefixes := []string{Prefix(rec.ID, rec.Attempt, rec.Plan.Private)}
+	var prefixes []string
+	if rec.Attempt != "" { // it was claimed
+		prefixes = append(prefixes, Prefix(rec.ID, rec.Attempt, rec.Plan.Private))
+	}
 	if rec.Result != nil {
 		prefixes = append(prefixes, rec.Result.Prefix)
 		if err := s.dropIndex(ctx, rec); err != nil {

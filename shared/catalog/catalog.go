@@ -16,6 +16,7 @@
 package catalog
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -73,8 +74,11 @@ type Catalog struct {
 	web           *web
 	disk          *disk
 	parsing       chan struct{} // one large index at a time, they take memory
+	jobs          *jobs
+	stop          context.CancelFunc
 
 	refreshing sync.Mutex
+	refreshed  atomic.Bool          // at least tried
 	view       atomic.Pointer[view] // nil until the versions are known
 	lists      *shelf[targetList]   // by version
 	targets    *shelf[target]       // by version/target
@@ -96,26 +100,27 @@ func New(o Options) (*Catalog, error) {
 	if err != nil {
 		return nil, err
 	}
+	ctx, stop := context.WithCancel(context.Background())
+	log := cmp.Or(o.Log, slog.Default())
 	c := &Catalog{
-		distribution: or(o.Distribution, "OpenWrt"), keys: append(keys, o.Keys...),
-		maxAgeMoving: or(o.Interval, 5*time.Minute), maxAgeRelease: or(o.ReleaseInterval, time.Hour),
-		log: or(o.Log, slog.Default()), web: web, disk: disk, parsing: make(chan struct{}, 1),
+		distribution: cmp.Or(o.Distribution, "OpenWrt"), keys: append(keys, o.Keys...),
+		maxAgeMoving: cmp.Or(o.Interval, 5*time.Minute), maxAgeRelease: cmp.Or(o.ReleaseInterval, time.Hour),
+		log: log, jobs: &jobs{ctx: ctx, log: log}, stop: stop, web: web, disk: disk, parsing: make(chan struct{}, 1),
 	}
-	c.lists = newShelf(listsInMemory, c.log, c.loadList, c.refreshList)
-	c.targets = newShelf(targetsInMemory, c.log, c.loadTarget, c.refreshTarget)
-	c.feeds = newShelf(feedsInMemory, c.log, c.loadFeeds, c.refreshFeeds)
+	c.lists = newShelf(listsInMemory, c.jobs, c.loadList, c.refreshList)
+	c.targets = newShelf(targetsInMemory, c.jobs, c.loadTarget, c.refreshTarget)
+	c.feeds = newShelf(feedsInMemory, c.jobs, c.loadFeeds, c.refreshFeeds)
 	if v, err := c.loadVersions(); err == nil {
 		c.look(v)
 	}
 	return c, nil
 }
 
-func or[T comparable](value, fallback T) T {
-	var zero T
-	if value == zero {
-		return fallback
-	}
-	return value
+// Close ends what goes on behind and waits for it.
+func (c *Catalog) Close() error {
+	c.stop()
+	c.jobs.group.Wait()
+	return c.disk.root.Close()
 }
 
 // Run keeps the catalogue up to date until ctx ends.
@@ -163,6 +168,7 @@ func (c *Catalog) maxAge(key string) time.Duration {
 func (c *Catalog) Refresh(ctx context.Context) error {
 	c.refreshing.Lock()
 	defer c.refreshing.Unlock()
+	defer c.refreshed.Store(true)
 	err := c.renew(ctx, ".versions", maxListFile, []string{".versions.json"}, func(_ string, body []byte) ([]byte, error) {
 		v, err := parseVersions(body)
 		if err != nil {
@@ -204,12 +210,16 @@ func (c *Catalog) probe(ctx context.Context, version string) {
 		paths = append(paths, folder(version)+"/targets/"+target+"/sha256sums.sig")
 	}
 	// A target whose build failed may be missing from a snapshot.
-	err = c.renew(ctx, version+"/.signer", maxSignature, paths[:min(len(paths), 3)], func(_ string, body []byte) ([]byte, error) {
+	paths = paths[:min(len(paths), 3)]
+	err = c.renew(ctx, version+"/.signer", maxSignature, paths, func(_ string, body []byte) ([]byte, error) {
 		sig, err := usign.ParseSignature(body)
 		return []byte(sig.Fingerprint.String()), err
 	})
+	if errors.Is(err, errAbsent) {
+		err = c.disk.write(version+"/.signer", meta{Form: form, Source: c.web.base + "/" + paths[0]}, nil)
+	}
 	if err != nil {
-		c.log.Warn("catalogue: no signature found", "version", version, "error", err)
+		c.log.Warn("catalogue: cannot see who signs", "version", version, "error", err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"iter"
@@ -88,7 +89,7 @@ func (c *Catalog) target(ctx context.Context, version, name string, n need) (*ta
 	if _, ok := (*list)[name]; !ok {
 		return nil, unsupported("%s has no target %q.%s", what, name, didYouMean(nearest(name, keysOf(*list))))
 	}
-	n.maxAge, n.fresh = or(n.maxAge, c.maxAge(version)), isSnapshot(version)
+	n.maxAge, n.fresh = cmp.Or(n.maxAge, c.maxAge(version)), isSnapshot(version)
 	t, err := c.targets.get(ctx, version+"/"+name, n)
 	return t, c.refusal(ctx, what+" for "+name, err)
 }
@@ -188,7 +189,7 @@ func (t *target) unknown(name, model string, matches []int32) error {
 	}
 	switch {
 	case len(matches) > 0:
-		refusal.Detail = fmt.Sprintf("%q fits several devices of %s. Name one of these profiles: %s.", or(name, model), t.name, few(ids))
+		refusal.Detail = fmt.Sprintf("%q fits several devices of %s. Name one of these profiles: %s.", cmp.Or(name, model), t.name, few(ids))
 	case name == "" && model == "":
 		refusal.Detail = fmt.Sprintf("The target %s has several devices. Name one of these profiles: %s.", t.name, few(ids))
 	case name == "":
@@ -237,9 +238,7 @@ func (d *Device) find(name string) (entry, bool) {
 	if ok || !d.lost() || !strings.HasPrefix(name, "lib") {
 		return e, ok
 	}
-	return cutABI(name, d.lookup, func(e entry, abi string) bool {
-		return e.version != "" && abi[0] >= '0' && abi[0] <= '9'
-	})
+	return cutABI(name, d.lookup, func(e entry) bool { return e.version != "" })
 }
 
 // Canonical returns the name by which requests and clients know a package,
@@ -260,7 +259,7 @@ func (d *Device) Canonical(name string) string {
 func (d *Device) ABIFree(name, version string) string {
 	e, ok := d.lookup(name)
 	if !ok {
-		e, ok = cutABI(name, d.lookup, func(e entry, _ string) bool { return e.version == version })
+		e, ok = cutABI(name, d.lookup, func(e entry) bool { return e.version == version })
 	}
 	if !ok || e.free == name {
 		return name

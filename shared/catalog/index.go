@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"iter"
+	"regexp"
 	"sort"
 	"strings"
 )
@@ -64,8 +65,11 @@ func (x *index) at(i int) entry {
 }
 
 func (x *index) find(name string) (entry, bool) {
+	// A tab is less than what names are made of, so the beginning of a line
+	// compares as its name does.
 	i := sort.Search(len(x.starts), func(i int) bool {
-		return nameOf(x.text[x.starts[i]:]) >= name
+		line := x.text[x.starts[i]:]
+		return line[:min(len(line), len(name))] >= name
 	})
 	if i == len(x.starts) {
 		return entry{}, false
@@ -85,25 +89,21 @@ func (x *index) all() iter.Seq[entry] {
 	}
 }
 
-// cutABI looks for the package whose name is the longest beginning of a name
-// that ends in an ABI version, and that is accepted.
-func cutABI(name string, find func(string) (entry, bool), accept func(e entry, abi string) bool) (entry, bool) {
+// An ABI version where only the name tells it. All real ones begin so.
+var cutPattern = regexp.MustCompile(`^[0-9][A-Za-z0-9_.+]{0,31}$`)
+
+// cutABI looks for the package whose name, with some ABI version behind it, is
+// the given one: the longest there is that is accepted.
+func cutABI(name string, find func(string) (entry, bool), accept func(entry) bool) (entry, bool) {
 	if strings.HasPrefix(name, "kmod-") {
 		return entry{}, false // kernel modules never have one
 	}
-	for i := len(name) - 1; i > 0 && len(name)-i <= 32; i-- {
-		abi := name[i:]
-		if endsInDigit(name[:i]) {
-			// After a digit only "-" begins one: libfoo2-1.
-			if abi[0] != '-' {
-				continue
-			}
-			abi = abi[1:]
-		}
-		if !abiPattern.MatchString(abi) || abi[0] == '-' {
+	for i := len(name) - 1; i > 0 && len(name)-i <= 33; i-- {
+		abi, dash := strings.CutPrefix(name[i:], "-")
+		if dash != endsInDigit(name[:i]) || !cutPattern.MatchString(abi) {
 			continue
 		}
-		if e, ok := find(name[:i]); ok && accept(e, abi) {
+		if e, ok := find(name[:i]); ok && accept(e) {
 			return e, true
 		}
 	}

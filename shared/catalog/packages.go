@@ -143,9 +143,10 @@ func parseIndexJSON(b []byte) (list []pkg, lost bool, err error) {
 	return list, index.Version >= 2, nil
 }
 
-// unzip unpacks what is compressed and returns anything else unchanged:
+// unzip unpacks what is compressed, to at most limit bytes, and returns
+// anything else unchanged:
 // servers and libraries on the way may have unpacked it already.
-func unzip(b []byte) ([]byte, error) {
+func unzip(b []byte, limit int64) ([]byte, error) {
 	if !bytes.HasPrefix(b, []byte{0x1f, 0x8b}) {
 		return b, nil
 	}
@@ -153,7 +154,7 @@ func unzip(b []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return readLimited(z, maxPlain)
+	return readLimited(z, limit)
 }
 
 // The first line of a distilled index: whether names with ABI versions are
@@ -186,8 +187,7 @@ func distill(list []pkg, lost bool) []byte {
 	return []byte(head + joinLines(lines))
 }
 
-// joinLines sorts by name and leaves one line for each: of a package rather
-// than of something provided, else the first.
+// joinLines sorts by name and leaves the best line for each, else the first.
 func joinLines(lines []string) string {
 	slices.SortStableFunc(lines, func(a, b string) int {
 		return strings.Compare(nameOf(a), nameOf(b))
@@ -197,13 +197,26 @@ func joinLines(lines []string) string {
 		best := lines[i]
 		name := nameOf(best)
 		for i++; i < len(lines) && nameOf(lines[i]) == name; i++ {
-			if strings.HasSuffix(best, "\t\n") {
+			if rank(lines[i]) > rank(best) {
 				best = lines[i]
 			}
 		}
 		text.WriteString(best)
 	}
 	return text.String()
+}
+
+// rank prefers packages to what is only provided, and names that stand for
+// themselves, so that the ABI-free name of an ABI-free name is itself.
+func rank(line string) int {
+	name, rest, _ := strings.Cut(line, "\t")
+	switch {
+	case strings.HasSuffix(rest, "\t\n"):
+		return 0
+	case !strings.HasPrefix(rest, name+"\t"):
+		return 1
+	}
+	return 2
 }
 
 func nameOf(line string) string {

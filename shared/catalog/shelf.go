@@ -22,8 +22,11 @@ const (
 	freshPatience = 5 * time.Second
 )
 
-// errSlow says that an update takes longer than a client can wait.
-var errSlow = errors.New("the upstream has not answered yet")
+var (
+	// errSlow says that an update takes longer than a client can wait.
+	errSlow   = errors.New("the upstream has not answered yet")
+	errClosed = errors.New("the catalogue is closed")
+)
 
 // shelf holds things of one kind, by key: few in memory, all on disk, each
 // brought up to date from the upstream when it is asked for and old. Only one
@@ -33,7 +36,7 @@ var errSlow = errors.New("the upstream has not answered yet")
 type shelf[T any] struct {
 	load    func(key string) (*T, error)                // from disk; fs.ErrNotExist
 	refresh func(ctx context.Context, key string) error // from the upstream to the disk
-	log     *slog.Logger
+	jobs    *jobs
 
 	mu     sync.Mutex
 	recent *simplelru.LRU[string, *T]
@@ -70,9 +73,16 @@ func (u *update) lastError() error {
 	return u.err
 }
 
-func newShelf[T any](size int, log *slog.Logger, load func(string) (*T, error), refresh func(context.Context, string) error) *shelf[T] {
+// jobs is what goes on behind, for as long as the catalogue is open.
+type jobs struct {
+	ctx   context.Context
+	group sync.WaitGroup
+	log   *slog.Logger
+}
+
+func newShelf[T any](size int, jobs *jobs, load func(string) (*T, error), refresh func(context.Context, string) error) *shelf[T] {
 	recent, _ := simplelru.NewLRU[string, *T](size, nil) // fails for no size only
-	return &shelf[T]{load: load, refresh: refresh, log: log, recent: recent, states: map[string]*state{}}
+	return &shelf[T]{load: load, refresh: refresh, jobs: jobs, recent: recent, states: map[string]*state{}}
 }
 
 // need says how new a thing has to be.
@@ -171,10 +181,13 @@ func (s *shelf[T]) update(key string, maxAge time.Duration, missing bool) (*upda
 		return nil, nil
 	case !missing && now.Sub(st.checked) < maxAge:
 		return nil, nil
+	case s.jobs.ctx.Err() != nil:
+		return nil, errClosed
 	}
 	st.running = &update{ended: make(chan struct{}), trouble: make(chan struct{})}
-	go s.run(key, st, st.running)
-	return st.running, nil
+	u := st.running
+	s.jobs.group.Go(func() { s.run(key, st, u) })
+	return u, nil
 }
 
 // keys lists what is in memory.
@@ -185,7 +198,7 @@ func (s *shelf[T]) keys() []string {
 }
 
 func (s *shelf[T]) run(key string, st *state, u *update) {
-	ctx, cancel := context.WithTimeout(context.Background(), updateLimit)
+	ctx, cancel := context.WithTimeout(s.jobs.ctx, updateLimit)
 	defer cancel()
 	err := s.persist(ctx, key, u)
 	u.fail(err)
@@ -206,7 +219,7 @@ func (s *shelf[T]) run(key string, st *state, u *update) {
 func (s *shelf[T]) persist(ctx context.Context, key string, u *update) error {
 	tries := 0
 	note := func(err error, next time.Duration) {
-		s.log.Warn("catalogue: update failed, will be tried again", "what", key, "in", next.Round(time.Millisecond), "error", err)
+		s.jobs.log.Warn("catalogue: update failed, will be tried again", "what", key, "in", next.Round(time.Millisecond), "error", err)
 		u.fail(err)
 		if tries++; tries >= hopeless {
 			u.once.Do(func() { close(u.trouble) })
@@ -217,11 +230,11 @@ func (s *shelf[T]) persist(ctx context.Context, key string, u *update) error {
 	_, err := backoff.Retry(ctx, func() (struct{}, error) { return struct{}{}, s.refresh(ctx, key) },
 		backoff.WithBackOff(pause), backoff.WithMaxElapsedTime(updateLimit), backoff.WithNotify(note))
 	level := slog.LevelError
-	if errors.Is(err, errAbsent) {
-		level = slog.LevelDebug // nothing is wrong, there is no such thing
+	if errors.Is(err, errAbsent) || s.jobs.ctx.Err() != nil {
+		level = slog.LevelDebug // nothing is wrong: there is no such thing, or no more need of it
 	}
 	if err != nil {
-		s.log.Log(ctx, level, "catalogue: update given up for now", "what", key, "error", err)
+		s.jobs.log.Log(ctx, level, "catalogue: update given up for now", "what", key, "error", err)
 	}
 	return err
 }

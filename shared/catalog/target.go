@@ -93,7 +93,7 @@ func parseProfiles(b []byte, version, name string) (*target, error) {
 	case len(p.Profiles) > maxProfiles || !packageList(p.Defaults):
 		return nil, errors.New("profiles.json has too many profiles, or default packages that are none")
 	}
-	t := &target{Revision: p.Revision, Arch: p.Arch, Defaults: distinct(p.Defaults)}
+	t := &target{version: version, name: name, Revision: p.Revision, Arch: p.Arch, Defaults: distinct(p.Defaults)}
 	if kernel := p.Kernel.Version + "-" + p.Kernel.Release + "-" + p.Kernel.Vermagic; p.Kernel.Vermagic != "" && kernelPattern.MatchString(kernel) {
 		t.Kernel = kernel
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/attended-sysupgrade/sysup/shared/build"
 	"github.com/attended-sysupgrade/sysup/shared/usign"
@@ -114,18 +115,17 @@ func (c *Catalog) signerTrouble(version string) string {
 		return ""
 	}
 	signer, err := usign.ParseFingerprint(text)
-	if err != nil || c.knows(signer) {
+	switch {
+	case err != nil:
+		return "its upstream has no usign signature for it."
+	case c.knows(signer):
 		return ""
 	}
-	return unknownKey(signer)
+	return fmt.Sprintf("it is signed by the key %s, which this server does not know. If you trust that key, give its file with --upstream-key.", signer)
 }
 
 func (c *Catalog) knows(signer usign.Fingerprint) bool {
 	return slices.ContainsFunc(c.keys, func(k usign.PublicKey) bool { return k.Fingerprint == signer })
-}
-
-func unknownKey(signer usign.Fingerprint) string {
-	return fmt.Sprintf("it is signed by the key %s, which this server does not know. If you trust that key, give its file with --upstream-key.", signer)
 }
 
 // report logs what changed for the worse.
@@ -148,6 +148,11 @@ func (c *Catalog) report(v *view) {
 // says what is missing.
 func (c *Catalog) Ready() error {
 	v := c.view.Load()
+	if v == nil && !c.refreshed.Load() {
+		r := unavailable("The list of versions is being fetched from %s. Try again in a few seconds.", c.web.base)
+		r.RetryAfter = time.Second
+		return r
+	}
 	if v == nil {
 		return unavailable("The list of versions could not be fetched from %s yet. Try again in a minute.", c.web.base)
 	}

@@ -12,20 +12,6 @@ import (
 	"github.com/attended-sysupgrade/sysup/shared/build"
 )
 
-func openBench(b *testing.B) *DB {
-	b.Helper()
-	db, err := Open(filepath.Join(b.TempDir(), "sysup.db"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		if err := db.Close(); err != nil {
-			b.Error(err)
-		}
-	})
-	return db
-}
-
 func benchID(n int64) build.ID { return build.ID(fmt.Sprintf("%064x", n)) }
 
 // benchRecord is of the size of a usual queued record, 2 KB.
@@ -39,23 +25,29 @@ func benchRecord(n int64) build.Record {
 	return build.NewRecord(benchID(n), plan, request, n, build.Now())
 }
 
-// run spreads b.N calls of f over the clients.
-func run(b *testing.B, clients int, f func(n int64) error) {
-	b.Helper()
+// spread spreads n calls of f over the clients.
+func spread(tb testing.TB, n int64, clients int, f func(n int64) error) {
+	tb.Helper()
 	var next atomic.Int64
 	var wait sync.WaitGroup
-	b.ResetTimer()
 	for range clients {
 		wait.Go(func() {
-			for n := next.Add(1); n <= int64(b.N); n = next.Add(1) {
-				if err := f(n); err != nil {
-					b.Error(err)
+			for i := next.Add(1); i <= n; i = next.Add(1) {
+				if err := f(i); err != nil {
+					tb.Error(err)
 					return
 				}
 			}
 		})
 	}
 	wait.Wait()
+}
+
+// run measures b.N calls of f spread over the clients.
+func run(b *testing.B, clients int, f func(n int64) error) {
+	b.Helper()
+	b.ResetTimer()
+	spread(b, int64(b.N), clients, f)
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "ops/s")
 }
 
@@ -88,7 +80,7 @@ func BenchmarkFsync(b *testing.B) {
 // number, a record, a message.
 func BenchmarkNewBuild(b *testing.B) {
 	each(b, func(b *testing.B, clients int) {
-		db := openBench(b)
+		db := open1(b)
 		records, queue := db.Records(), db.Queue("builds")
 		ctx := context.Background()
 		run(b, clients, func(n int64) error {
@@ -108,7 +100,7 @@ func BenchmarkNewBuild(b *testing.B) {
 
 func BenchmarkBoard(b *testing.B) {
 	each(b, func(b *testing.B, clients int) {
-		records := openBench(b).Records()
+		records := open1(b).Records()
 		run(b, clients, func(int64) error {
 			_, err := records.Board(context.Background(), "", build.Change{Add: build.Board{build.BoardDrawn: 1, build.BoardCreated: 1}})
 			return err
@@ -118,14 +110,14 @@ func BenchmarkBoard(b *testing.B) {
 
 func BenchmarkCreate(b *testing.B) {
 	each(b, func(b *testing.B, clients int) {
-		records := openBench(b).Records()
+		records := open1(b).Records()
 		run(b, clients, func(n int64) error { return records.Create(context.Background(), benchRecord(n)) })
 	})
 }
 
 func BenchmarkReplace(b *testing.B) {
 	each(b, func(b *testing.B, clients int) {
-		records := openBench(b).Records()
+		records := open1(b).Records()
 		ctx := context.Background()
 		for n := range int64(clients) {
 			if err := records.Create(ctx, benchRecord(n)); err != nil {
@@ -150,7 +142,7 @@ func BenchmarkReplace(b *testing.B) {
 
 func BenchmarkGet(b *testing.B) {
 	each(b, func(b *testing.B, clients int) {
-		records := openBench(b).Records()
+		records := open1(b).Records()
 		ctx := context.Background()
 		for n := range int64(100) {
 			if err := records.Create(ctx, benchRecord(n)); err != nil {
@@ -166,7 +158,7 @@ func BenchmarkGet(b *testing.B) {
 
 func BenchmarkSend(b *testing.B) {
 	each(b, func(b *testing.B, clients int) {
-		queue := openBench(b).Queue("builds")
+		queue := open1(b).Queue("builds")
 		run(b, clients, func(n int64) error {
 			return queue.Send(context.Background(), benchID(n), build.ClassInteractive, "")
 		})
@@ -176,9 +168,9 @@ func BenchmarkSend(b *testing.B) {
 // BenchmarkReceive receives and deletes one of at least 20,000 messages.
 func BenchmarkReceive(b *testing.B) {
 	each(b, func(b *testing.B, clients int) {
-		queue := openBench(b).Queue("builds")
+		queue := open1(b).Queue("builds")
 		ctx := context.Background()
-		run(&testing.B{N: 20000 + b.N}, 64, func(n int64) error {
+		spread(b, int64(20000+b.N), 64, func(n int64) error {
 			return queue.Send(ctx, benchID(n), build.ClassInteractive, "")
 		})
 		run(b, clients, func(int64) error {

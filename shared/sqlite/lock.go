@@ -32,18 +32,24 @@ func Lock(dir string) (io.Closer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock the data folder %s: %w", dir, err)
 	}
-	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-	if err == nil {
-		err = sign(f)
-	} else if errors.Is(err, syscall.EWOULDBLOCK) {
-		err = &LockedError{Dir: dir, Holder: holder(f)}
-	} else {
-		err = fmt.Errorf("lock the data folder %s: %w", dir, err)
-	}
-	if err != nil {
+	if err := lock(f, dir); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
+}
+
+func lock(f *os.File, dir string) error {
+	err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return &LockedError{Dir: dir, Holder: holder(f)}
+	}
+	if err == nil {
+		err = sign(f)
+	}
+	if err != nil {
+		return fmt.Errorf("lock the data folder %s: %w", dir, err)
+	}
+	return nil
 }
 
 // sign leaves this process's ID for whoever finds the lock taken.

@@ -143,7 +143,11 @@ func (r *Records) Replace(ctx context.Context, old, new build.Record) error {
 	if err != nil {
 		return err
 	}
-	err = r.db.writer.write(ctx, func(tx *sql.Tx) error {
+	write := r.db.writer.write
+	if old.Plan.Defaults != "" && new.Plan.Defaults == "" {
+		write = r.db.writer.scrub
+	}
+	err = write(ctx, func(tx *sql.Tx) error {
 		return one(tx.Stmt(r.swap).Exec, build.ErrConflict, append(args, millis(build.Now()), old.Rev)...)
 	})
 	if err == nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"runtime"
 	"sync"
 
 	"github.com/attended-sysupgrade/sysup/shared/build"
@@ -22,12 +23,15 @@ type writer struct {
 	stop chan struct{}
 	done chan struct{}
 	once sync.Once
+
+	secrets bool // the log holds a script that its record has given up
 }
 
-// op is one caller's write. do may run twice: see commit. An error of do that
-// is a verdict (see verdict) means that it wrote nothing.
+// op is one caller's write. do may run twice (see commit), and an error of it
+// that is a verdict (see there) means that it wrote nothing.
 type op struct {
 	do     func(*sql.Tx) error
+	scrub  bool // what it replaced is to be in no file any more
 	err    error
 	result chan error
 }
@@ -41,10 +45,19 @@ func startWriter(db *sql.DB) *writer {
 // write runs do in a transaction and returns when it is durable. Once do was
 // taken up, the end of ctx is ignored, so that the result is always known.
 func (w *writer) write(ctx context.Context, do func(*sql.Tx) error) error {
+	return w.queue(ctx, &op{do: do, result: make(chan error, 1)})
+}
+
+// scrub is write for what takes a secret out of the database: it returns when
+// the write-ahead log has forgotten it too.
+func (w *writer) scrub(ctx context.Context, do func(*sql.Tx) error) error {
+	return w.queue(ctx, &op{do: do, scrub: true, result: make(chan error, 1)})
+}
+
+func (w *writer) queue(ctx context.Context, o *op) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	o := &op{do: do, result: make(chan error, 1)}
 	select {
 	case w.ops <- o:
 		return <-o.result
@@ -75,8 +88,10 @@ func (w *writer) run() {
 	}
 }
 
-// gather adds whoever waits already.
+// gather adds whoever waits already. It lets those go first who are about to:
+// the group before has just freed many.
 func (w *writer) gather(group []*op) []*op {
+	runtime.Gosched()
 	for len(group) < maxGroup {
 		select {
 		case o := <-w.ops:
@@ -101,12 +116,27 @@ func (w *writer) commit(group []*op) {
 			return
 		}
 	}
+	w.forget(group)
 	for _, o := range group {
 		if err != nil {
 			o.err = explain(err)
 		}
 		o.result <- o.err
 	}
+}
+
+// forget empties the write-ahead log after a secret was taken out of the
+// database. If a reader holds it, the next commit tries again.
+func (w *writer) forget(group []*op) {
+	for _, o := range group {
+		w.secrets = w.secrets || o.scrub
+	}
+	if !w.secrets {
+		return
+	}
+	var busy, pages, moved int
+	err := w.db.QueryRow(`pragma wal_checkpoint(truncate)`).Scan(&busy, &pages, &moved)
+	w.secrets = err != nil || busy != 0
 }
 
 // apply returns an error if nothing of the group was written.

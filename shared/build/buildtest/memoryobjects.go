@@ -11,7 +11,6 @@ import (
 	"maps"
 	"path"
 	"regexp"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -106,9 +105,7 @@ func (m *MemoryObjects) keep(key string, b []byte, policy build.Policy) error {
 	stored, taken := m.objects[key]
 	if m.flaws[PutRaces] {
 		m.mu.Unlock()
-		for range 100 {
-			runtime.Gosched()
-		}
+		time.Sleep(20 * time.Millisecond)
 		m.mu.Lock()
 	}
 	switch {

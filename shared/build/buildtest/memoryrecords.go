@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -51,7 +50,9 @@ func (m *MemoryRecords) All() []build.Record {
 	defer m.mu.Unlock()
 	var list []build.Record
 	for _, r := range m.rows {
-		list = append(list, r.shared)
+		if r.shared.ID != "" {
+			list = append(list, r.shared)
+		}
 	}
 	return list
 }
@@ -144,9 +145,7 @@ func (m *MemoryRecords) Create(ctx context.Context, rec build.Record) error {
 func (m *MemoryRecords) yield(flaw Flaw) {
 	if m.flaws[flaw] {
 		m.mu.Unlock()
-		for range 100 {
-			runtime.Gosched()
-		}
+		time.Sleep(20 * time.Millisecond)
 		m.mu.Lock()
 	}
 }

@@ -28,23 +28,35 @@ func split(key string) (version, rest string) {
 	return version, rest
 }
 
-// refreshTarget fetches a target's sums with what they vouch for. If they are
-// unchanged, so is everything that they list.
+// refreshTarget fetches a target's sums with what they vouch for, and its
+// package indices. Its own file is written last: once it is there, all is.
 func (c *Catalog) refreshTarget(ctx context.Context, key string) error {
 	version, name := split(key)
-	dir := folder(version) + "/targets/" + name
+	dir, changed := folder(version)+"/targets/"+name, false
 	err := c.renew(ctx, key+"/.target", maxSums, []string{dir + "/sha256sums"}, func(_ string, sums []byte) ([]byte, error) {
-		return c.distillTarget(ctx, version, name, dir, sums)
+		changed = true
+		return c.distillTarget(ctx, version, name, sums)
 	})
-	if err != nil {
+	if err != nil || changed {
 		return err
 	}
 	t, err := c.loadBareTarget(key)
 	if err != nil {
 		return err
 	}
-	for file, folder := range t.indices() {
-		if err := c.renewIndex(ctx, key+"/"+file, dir, folder, t.Indices); err != nil && !errors.Is(err, errAbsent) {
+	return c.renewIndices(ctx, t)
+}
+
+// renewIndices brings a target's package indices up to date, the kernel
+// modules last: they depend on the rest.
+func (c *Catalog) renewIndices(ctx context.Context, t *target) error {
+	key, dir := t.version+"/"+t.name, folder(t.version)+"/targets/"+t.name
+	for _, file := range []string{".packages", ".kmods"} {
+		from := t.indices()[file]
+		if from == "" {
+			continue
+		}
+		if err := c.renewIndex(ctx, key+"/"+file, dir, from, t.Indices); err != nil && !errors.Is(err, errAbsent) {
 			return err
 		}
 	}
@@ -61,9 +73,10 @@ func (t *target) indices() map[string]string {
 	return m
 }
 
-// distillTarget verifies a target's sums, fetches its profiles and keeps what
-// matters of both.
-func (c *Catalog) distillTarget(ctx context.Context, version, name, dir string, body []byte) ([]byte, error) {
+// distillTarget verifies a target's sums, fetches its profiles and indices, and
+// returns what matters of sums and profiles.
+func (c *Catalog) distillTarget(ctx context.Context, version, name string, body []byte) ([]byte, error) {
+	dir := folder(version) + "/targets/" + name
 	sig, err := c.signature(ctx, dir+"/sha256sums.sig")
 	if err != nil {
 		return nil, err
@@ -90,6 +103,9 @@ func (c *Catalog) distillTarget(ctx context.Context, version, name, dir string, 
 		return nil, err
 	}
 	t.SignedBy = sig.Fingerprint.String()
+	if err := c.renewIndices(ctx, t); err != nil {
+		return nil, err
+	}
 	return json.Marshal(t)
 }
 
@@ -155,7 +171,7 @@ func (c *Catalog) distillIndex(ctx context.Context, p string, body []byte, sum s
 func (c *Catalog) distillPackages(body []byte, sig *usign.Signature) ([]byte, error) {
 	c.parsing <- struct{}{}
 	defer func() { <-c.parsing }()
-	plain, err := unzip(body)
+	plain, err := unzip(body, maxPlain)
 	if err != nil {
 		return nil, err
 	}
@@ -232,25 +248,39 @@ func feedsKey(key string) string {
 	return version + "/.feeds/" + arch
 }
 
-// refreshFeeds fetches the feeds of a version's architecture.
+// refreshFeeds fetches the feeds of a version's architecture. The list of
+// their names is written last: once it is there, all is.
 func (c *Catalog) refreshFeeds(ctx context.Context, key string) error {
 	version, arch := split(key)
-	dir, file := folder(version)+"/packages/"+arch, feedsKey(key)
-	conf := dir + "/feeds.conf"
-	err := c.renew(ctx, file+"/.names", maxListFile, []string{conf}, func(_ string, body []byte) ([]byte, error) {
-		return json.Marshal(parseFeeds(body))
+	conf, changed := folder(version)+"/packages/"+arch+"/feeds.conf", false
+	fetch := func(names []string) ([]byte, error) {
+		changed = true
+		if err := c.renewFeeds(ctx, key, names); err != nil {
+			return nil, err
+		}
+		return json.Marshal(names)
+	}
+	err := c.renew(ctx, feedsKey(key)+"/.names", maxListFile, []string{conf}, func(_ string, body []byte) ([]byte, error) {
+		return fetch(parseFeeds(body))
 	})
 	if errors.Is(err, errAbsent) {
-		names, _ := json.Marshal(usualFeeds)
-		err = c.disk.write(file+"/.names", meta{Form: form, Source: c.web.base + "/" + conf}, names)
+		var names []byte
+		if names, err = fetch(usualFeeds); err == nil {
+			err = c.disk.write(feedsKey(key)+"/.names", meta{Form: form, Source: c.web.base + "/" + conf}, names)
+		}
 	}
-	if err != nil {
+	if err != nil || changed {
 		return err
 	}
+	return c.renewFeeds(ctx, key, c.feedNames(key))
+}
+
+func (c *Catalog) renewFeeds(ctx context.Context, key string, names []string) error {
+	version, arch := split(key)
 	g, ctx := errgroup.WithContext(ctx)
-	for _, feed := range c.feedNames(key) {
+	for _, name := range names {
 		g.Go(func() error {
-			err := c.renewIndex(ctx, file+"/"+feed, dir, feed, nil)
+			err := c.renewIndex(ctx, feedsKey(key)+"/"+name, folder(version)+"/packages/"+arch, name, nil)
 			if errors.Is(err, errAbsent) {
 				return nil
 			}

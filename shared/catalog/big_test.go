@@ -1,0 +1,211 @@
+package catalog
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/attended-sysupgrade/sysup/shared/catalog/catalogtest"
+	"github.com/attended-sysupgrade/sysup/shared/usign"
+)
+
+const (
+	bigTargets  = 60
+	bigPackages = 9000
+)
+
+func big(t testing.TB, targets, packages int) *catalogtest.Upstream {
+	t.Helper()
+	u, err := catalogtest.Big(targets, packages)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+func asJSON(t testing.TB, v any) string {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// Whatever was asked for, little of it stays in memory.
+func TestLittleInMemory(t *testing.T) {
+	const many = targetsInMemory + feedsInMemory
+	w := fetched(t, big(t, many, 700))
+	for i := range many {
+		w.device(t, "24.10.5", fmt.Sprintf("board%d/generic", i), "device-1", "")
+	}
+	if n := len(w.targets.keys()); n != targetsInMemory {
+		t.Errorf("%d targets in memory, want %d", n, targetsInMemory)
+	}
+	if n := len(w.feeds.keys()); n != feedsInMemory {
+		t.Errorf("%d architectures' feeds in memory, want %d", n, feedsInMemory)
+	}
+}
+
+// Names of the environment of the process whose memory is measured.
+const (
+	childUpstream = "SYSUP_TEST_CATALOG_UPSTREAM"
+	childKey      = "SYSUP_TEST_CATALOG_KEY"
+	childDir      = "SYSUP_TEST_CATALOG_DIR"
+)
+
+func TestMain(m *testing.M) {
+	if os.Getenv(childUpstream) == "" {
+		os.Exit(m.Run())
+	}
+	if err := child(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// BenchmarkMemory starts a process with nothing but a catalogue of a real
+// branch's size, has it fetch and look at everything, and reports its memory.
+func BenchmarkMemory(b *testing.B) {
+	u := big(b, bigTargets, bigPackages)
+	server := httptest.NewServer(u)
+	defer server.Close()
+	exe, err := os.Executable()
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		cmd := exec.CommandContext(b.Context(), exe)
+		cmd.Env = append(os.Environ(), childUpstream+"="+server.URL, childKey+"="+string(u.Keys()[0].Marshal()), childDir+"="+b.TempDir())
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			b.Fatalf("%v\n%s", err, out)
+		}
+		for _, field := range []string{"VmRSS", "VmHWM"} {
+			b.ReportMetric(figure(b, out, field), "kB-"+field)
+		}
+	}
+}
+
+// figure reads a line "VmRSS:    1234 kB".
+func figure(b *testing.B, status []byte, field string) float64 {
+	b.Helper()
+	for lines := bufio.NewScanner(bytes.NewReader(status)); lines.Scan(); {
+		if rest, ok := strings.CutPrefix(lines.Text(), field+":"); ok {
+			kb, err := strconv.ParseFloat(strings.Fields(rest)[0], 64)
+			if err != nil {
+				b.Fatal(err)
+			}
+			return kb
+		}
+	}
+	b.Fatalf("the process tells no %s: this benchmark needs Linux", field)
+	return 0
+}
+
+// child is the other process.
+func child() error {
+	key, err := usign.ParsePublicKey([]byte(os.Getenv(childKey)))
+	if err != nil {
+		return err
+	}
+	c, err := New(Options{Upstream: os.Getenv(childUpstream), Keys: []usign.PublicKey{key}, Dir: os.Getenv(childDir)})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	ctx := context.Background()
+	if err := c.Refresh(ctx); err != nil {
+		return err
+	}
+	for range 3 {
+		for i := range bigTargets {
+			d, err := c.Device(ctx, "24.10.5", fmt.Sprintf("board%d/generic", i), "vendor_device-7", "")
+			if err != nil {
+				return err
+			}
+			if err := d.CheckPackages([]string{catalogtest.PackageName(i * 100), "kmod-module-599"}); err != nil {
+				return err
+			}
+		}
+	}
+	debug.FreeOSMemory() // an idle process does so by itself, within minutes
+	time.Sleep(100 * time.Millisecond)
+	status, err := os.ReadFile("/proc/self/status")
+	os.Stdout.Write(status)
+	return err
+}
+
+func BenchmarkDevice(b *testing.B) {
+	w := fetched(b, big(b, 1, bigPackages))
+	for b.Loop() {
+		if _, err := w.Device(b.Context(), "24.10.5", "board0/generic", "vendor,device-7", ""); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkCheckPackages(b *testing.B) {
+	w := fetched(b, big(b, 1, bigPackages))
+	d := w.device(b, "24.10.5", "board0/generic", "vendor,device-7", "")
+	names := make([]string, 100)
+	for i := range names {
+		names[i] = catalogtest.PackageName(i * 83)
+	}
+	for b.Loop() {
+		if err := d.CheckPackages(names); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(names)), "ns/name")
+}
+
+func BenchmarkUnknownPackage(b *testing.B) {
+	w := fetched(b, big(b, 1, bigPackages))
+	d := w.device(b, "24.10.5", "board0/generic", "vendor,device-7", "")
+	for b.Loop() {
+		if d.CheckPackages([]string{"luci-app-wireguarrd"}) == nil {
+			b.Fatal("found")
+		}
+	}
+}
+
+// BenchmarkLoad is from disk into memory, as after a restart or for a target
+// rarely asked for.
+func BenchmarkLoad(b *testing.B) {
+	w := fetched(b, big(b, 1, bigPackages))
+	w.device(b, "24.10.5", "board0/generic", "vendor,device-7", "")
+	b.Run("feeds", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := w.loadFeeds("24.10.5/arch_0"); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("target", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := w.loadTarget("24.10.5/board0/generic"); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// BenchmarkFetch is the first use of a target, without a network between.
+func BenchmarkFetch(b *testing.B) {
+	u := big(b, 1, bigPackages)
+	for b.Loop() {
+		w := fetched(b, u)
+		w.device(b, "24.10.5", "board0/generic", "vendor,device-7", "")
+	}
+}
