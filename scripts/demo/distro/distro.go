@@ -12,6 +12,10 @@
 // conflict-a and conflict-b, dnsmasq and dnsmasq-full that clash, broken-dep that needs what does not
 // exist, too-big, demo-postinst-fails, and demo-hostile, whose script attacks the build host.
 //
+// What is not as in OpenWrt: no apk library carries an ABI version; the file inside .apk packages is a
+// tar; local signatures are two usign signatures in place of a ucert chain; the images' gzip is quick;
+// image recipes run in parallel; names of applets are links of one busybox package.
+//
 // # How it is made
 //
 // Make downloads Debian packages by apt from wherever the machine's apt is set to, once, and keeps them,

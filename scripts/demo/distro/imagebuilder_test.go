@@ -3,6 +3,7 @@ package distro_test
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -83,7 +84,7 @@ func (x *trees) warm(version, target string) string {
 	if r := b.make("manifest", "PACKAGES=nano jq htop kmod-tun"); r.status != 0 {
 		x.t.Fatalf("make manifest: %s", r)
 	}
-	command(x.t, "bash", "-c", "cd '"+folder+"' && rm -rf dl/APKINDEX* dl/openwrt_* dl/imagebuilder* packages/Packages* packages/packages.adb "+
+	command(x.t, "bash", "-c", "cd '"+folder+"' && rm -rf dl/.opkg.lock dl/APKINDEX* dl/openwrt_* dl/imagebuilder* packages/Packages* packages/packages.adb "+
 		"build_dir/*/root* key-build* p*-key.pem keys/local-* staging_dir/host/.prereq-build tmp && find keys -type f -newer Makefile -delete")
 	x.folders[key] = folder
 	return folder
@@ -130,7 +131,9 @@ func (r result) String() string {
 // make runs make with no more environment than the builder gives it.
 func (b tree) make(args ...string) result {
 	b.t.Helper()
-	cmd := exec.Command("make", args...)
+	ctx, cancel := context.WithTimeout(b.t.Context(), 10*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "make", args...)
 	cmd.Dir = b.path
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/tmp", "TMPDIR=/tmp", "LC_ALL=C"}
 	var stdout, stderr bytes.Buffer
@@ -289,8 +292,7 @@ type failure struct {
 	name              string
 	target, profile   string // default: demo/flash, demo_router-a1
 	packages          string
-	feed              string // luci's feed is under this path
-	more              []string
+	feed              string         // luci's feed is under this path
 	status            map[string]int // by version; 0 where there is none
 	lines             map[string][]string
 	profilesJSON, not string // must there be a profiles.json ("yes", "no"); a line that must not be there

@@ -30,9 +30,9 @@ const (
 	apkPackages  = "lib/apk/packages"
 )
 
-// apkMain is apk --root R --repositories-file F --cache-dir C --keys-dir K update|add|list|mkndx|abi-name.
+// apkMain is apk --root R --repositories-file F --cache-dir C --keys-dir K update|add|list, or apk mkndx.
 func apkMain(args []string) error {
-	a := parse(args, "strip-abi")
+	a := parse(args)
 	if len(a.rest) == 0 {
 		return errors.New("a command is missing: update, add, list or mkndx")
 	}
@@ -167,11 +167,10 @@ func (p *apk) installAll(chosen []candidate) (total int64, err error) {
 	for i, c := range chosen {
 		fmt.Printf("(%d/%d) Installing %s (%s)\n", i+1, len(chosen), c.Name, c.Version)
 		file, err := p.download(c)
-		if err != nil {
-			fmt.Fprintf(os.Stderr, "ERROR: %v\nERROR: %s-%s: remote server returned error (try 'apk update')\n", err, c.Name, c.Version)
-			return 0, errReported
+		if err == nil {
+			err = p.unpack(file)
 		}
-		if err := p.unpack(file); err != nil {
+		if err != nil {
 			fmt.Fprintf(os.Stderr, "ERROR: %s-%s: %v\n", c.Name, c.Version, err)
 			return 0, errReported
 		}
@@ -190,7 +189,8 @@ func (p *apk) download(c candidate) (string, error) {
 		return name, nil
 	}
 	if err := wget(c.url, name); err != nil {
-		return "", err
+		fmt.Fprintf(os.Stderr, "ERROR: %v\n", err)
+		return "", errors.New("remote server returned error (try 'apk update')")
 	}
 	if !sumMatches(name, c.SHA256) {
 		return "", errors.Join(errors.New("BAD archive"), os.Remove(name))

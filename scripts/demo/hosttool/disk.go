@@ -46,7 +46,7 @@ func genImageMain(args []string) error {
 	}
 	for _, name := range a.words("rootfs") {
 		if err := root.holds(name); err != nil {
-			return err
+			return fmt.Errorf("rootfs image is too big: %w", err)
 		}
 	}
 	disk, err := os.Create(a.options["output"])

@@ -29,7 +29,7 @@ var tools = map[string]func(args []string) error{
 	"check_image_size": checkImageSize,
 }
 
-// Names lists the tools, for the maker of the demo, which links each name to this program.
+// namesCommand makes the program list the tools, for the maker of the demo, which links each name to it.
 const namesCommand = "--names"
 
 func main() {

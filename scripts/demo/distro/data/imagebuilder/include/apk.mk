@@ -7,14 +7,6 @@ local_index := $(TOPDIR)/packages/packages.adb
 pin = $(if $(wildcard packages/$(1)-[0-9]*.apk),$(1)=$(patsubst packages/$(1)-%.apk,%,$(firstword $(wildcard packages/$(1)-[0-9]*.apk))),$(1))
 WORLD = $(foreach p,$(BUILD_PACKAGES),$(if $(filter base-files libc kernel,$(p)),$(call pin,$(p)),$(p)))
 
-# The tree's own key signs its package index, and nothing else.
-_check_keys: $(PREREQ)
-	@if [ ! -s private-key.pem ]; then \
-		echo 'Generate local signing keys...'; \
-		apk-key private-key.pem public-key.pem; \
-		cp public-key.pem "keys/local-$$(sha256sum < public-key.pem | cut -c 1-16).pem"; \
-	fi
-
 package_reload:
 	@(echo $(local_index); cat repositories) > tmp/repositories
 	@$(apk) update >&2 || true

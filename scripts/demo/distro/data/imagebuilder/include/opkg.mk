@@ -2,15 +2,6 @@
 opkg = opkg --offline-root $(TARGET_DIR) --conf repositories.conf --lists-dir $(DL_DIR) --cache $(DL_DIR) --keys keys
 list_installed = $(opkg) list-installed $(if $(STRIP_ABI),--strip-abi)
 
-# The tree's own keys sign its package index, and its images.
-_check_keys: $(PREREQ)
-	@if [ ! -s key-build ] || [ ! -s key-build.pub ]; then \
-		echo 'Generate local signing keys...'; \
-		usign -G -s key-build -p key-build.pub -c 'Local build key'; \
-		usign -S -m key-build.pub -s key-build -x key-build.ucert; \
-		cp key-build.pub "keys/$$(usign -F -p key-build.pub)"; \
-	fi
-
 package_reload:
 	@if [ ! -f packages/Packages ] || [ ! -f packages/Packages.gz ] || \
 		[ "$$(find packages -cnewer packages/Packages.gz | head -n 1)" ]; then \
