@@ -25,7 +25,9 @@ type job struct {
 	output  *imagebuilder.Output
 	command string
 	note    string
-	timings map[string]int64
+	stdout  string // their ends
+	stderr  string
+	timings map[string]int64 // milliseconds by step
 }
 
 // build makes the images of a claimed record and publishes them. A
@@ -39,45 +41,44 @@ func (w *Worker) build(ctx context.Context, f *flight) (*build.Result, error) {
 		return nil, err
 	}
 	defer j.close()
-	err := j.make(ctx)
-	if err != nil {
+	if err := j.make(ctx); err != nil {
 		return nil, j.explained(ctx, err)
 	}
 	result, err := j.publish(ctx)
 	if errors.Is(err, build.ErrFull) {
-		return nil, diskFull()
+		return nil, imagebuilder.DiskFull()
 	}
 	return result, err
 }
 
-func diskFull() *build.Failure {
-	return build.Fail(build.KindDisk, "The server's disk is full. Try again later, or tell its operator.")
-}
-
 // open makes the job's folder: files/ goes into the image, out/ is where make
-// leaves its results, log is what it says.
+// leaves its results, log is what it says. Other jobs' users cannot enter it:
+// files/ may hold passwords.
 func (j *job) open() error {
 	j.folder = filepath.Join(j.Scratch, j.rec.Attempt)
-	if err := os.MkdirAll(j.folder, 0o711); err != nil {
-		return scratchError(err)
+	err := os.Mkdir(j.folder, 0o710)
+	if err == nil && os.Geteuid() == 0 {
+		err = os.Chown(j.folder, 0, j.Sandbox.GID)
 	}
-	log, err := os.OpenFile(filepath.Join(j.folder, "log"), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
-	if err != nil {
-		return scratchError(err)
+	if err == nil {
+		j.log, err = os.OpenFile(filepath.Join(j.folder, "log"), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 	}
-	j.log = log
-	return nil
-}
-
-func scratchError(err error) error {
+	if err == nil {
+		return nil
+	}
+	j.remove()
 	if imagebuilder.IsFull(err) {
-		return diskFull()
+		return imagebuilder.DiskFull()
 	}
 	return fmt.Errorf("prepare a job's folder: %w", err)
 }
 
 func (j *job) close() {
 	j.log.Close()
+	j.remove()
+}
+
+func (j *job) remove() {
 	if err := sandbox.RemoveAll(j.folder); err != nil {
 		j.Log.Error("a job's folder cannot be removed", "error", err)
 	}
@@ -112,15 +113,24 @@ func (j *job) make(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer view.Close()
+	defer j.leave(view)
 	j.command, j.note = view.Command(), view.Note
 	fmt.Fprintf(j.log, "$ %s\n", j.command)
 	j.flight.stage(build.StagePackages)
 	err = j.step(build.StepMake, func() error { return view.Make(ctx, j.log, j.flight.stage) })
+	j.stdout, j.stderr = view.Tails()
 	if err != nil {
 		return err
 	}
 	return j.step(build.StepCollect, func() error { return j.collect(view) })
+}
+
+// leave removes the view, which is large: the output is all that is needed
+// from here on.
+func (j *job) leave(view *imagebuilder.View) {
+	if err := view.Close(); err != nil {
+		j.Log.Warn("a job's view cannot be removed", "error", err)
+	}
 }
 
 // tree asks the catalogue what the plan's ImageBuilder is and has it unpacked.
@@ -135,7 +145,24 @@ func (j *job) tree(ctx context.Context) (*imagebuilder.Tree, error) {
 	if err != nil {
 		return nil, gone(err)
 	}
+	// A snapshot's archive was looked up anew; its revision is asked after it.
+	revision, err := j.Catalog.Revision(ctx, plan.Version, plan.Target)
+	if err != nil {
+		return nil, gone(err)
+	}
+	if err := j.checkRevision(revision); err != nil {
+		return nil, err
+	}
 	return j.Trees.Tree(ctx, imagebuilder.Source{URL: archive.URL, Name: archive.Name, SHA256: archive.SHA256}, j.flight.stage)
+}
+
+// checkRevision holds a revision against the one that the request was resolved
+// by: that of the catalogue before, that of the tree after make.
+func (j *job) checkRevision(got string) error {
+	if want := j.rec.Plan.Revision; want != "" && got != want {
+		return build.Fail(build.KindRevision, "The ImageBuilder is revision %s, the request was for %s. Look for updates again and send the request anew.", got, want)
+	}
+	return nil
 }
 
 // gone turns a refusal of the catalogue into the end of a build: what it knew
@@ -158,8 +185,8 @@ func (j *job) collect(view *imagebuilder.View) error {
 		return err
 	}
 	j.output = output
-	if want, got := j.rec.Plan.Revision, output.Profile.VersionCode; want != "" && got != want {
-		return build.Fail(build.KindRevision, "The ImageBuilder is revision %s, the request was for %s. Look for updates again and send the request anew.", got, want)
+	if err := j.checkRevision(output.Profile.VersionCode); err != nil {
+		return err
 	}
 	return j.checkPins()
 }
@@ -210,25 +237,24 @@ func listed(texts []string, most int) string {
 	return out
 }
 
-// explained completes a failure by the command, and stores the log.
+// explained completes a failure by the command and its last words, and stores
+// the log.
 func (j *job) explained(ctx context.Context, err error) error {
-	var failure *build.Failure
-	if !errors.As(err, &failure) {
+	shared, ok := errors.AsType[*build.Failure](err)
+	if !ok || j.command == "" || ctx.Err() != nil {
 		return err
 	}
-	failure.Command = j.command
-	if j.command == "" {
-		return failure
+	failure := *shared // several jobs may wait for one ImageBuilder
+	failure.Command, failure.Stdout, failure.Stderr = j.command, j.stdout, j.stderr
+	if err := j.flight.held(ctx); err != nil {
+		return err
 	}
-	ctx, done := context.WithTimeout(context.WithoutCancel(ctx), wrapUp)
-	defer done()
-	prefix := j.prefix()
-	if err := j.putLog(ctx, prefix+j.rec.ID.LogName()); err != nil {
-		j.Log.Warn("the log of a failed build could not be stored", "error", err)
-		return failure
+	if err := j.putLog(ctx, j.prefix()+j.rec.ID.LogName()); err != nil {
+		j.Log.Warn("the log of a failed build could not be stored", "error", nameless(err, j.rec.ID))
+		return &failure
 	}
-	failure.Prefix = prefix
-	return failure
+	failure.Prefix = j.prefix()
+	return &failure
 }
 
 func (j *job) prefix() string {

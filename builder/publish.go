@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/attended-sysupgrade/sysup/shared/build"
 	"github.com/attended-sysupgrade/sysup/shared/usign"
 )
@@ -25,24 +27,57 @@ func (j *job) publish(ctx context.Context) (*build.Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	var signed map[string][]byte
-	err = j.step(build.StepSign, func() (err error) {
-		signed, err = j.sign(ctx, result, provenance)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	if err := j.step(build.StepUpload, func() error { return j.upload(ctx, result, signed) }); err != nil {
+	if err := j.store(ctx, result, provenance); err != nil {
+		j.discard(ctx)
 		return nil, err
 	}
 	err = j.step(build.StepSeal, func() error {
-		return j.put(ctx, result.Prefix+"build.json", bytes.NewReader(provenance), build.PolicyJSON)
+		if err := j.flight.held(ctx); err != nil {
+			j.discard(ctx)
+			return err
+		}
+		return j.put(ctx, result.Prefix+usign.BuildFile, bytes.NewReader(provenance), build.PolicyJSON)
 	})
 	if err != nil {
 		return nil, err
 	}
 	return result, j.index(ctx, j.rec, result)
+}
+
+// store signs and stores everything but the provenance.
+func (j *job) store(ctx context.Context, result *build.Result, provenance []byte) error {
+	var signed map[string][]byte
+	err := j.step(build.StepSign, func() (err error) {
+		signed, err = j.sign(ctx, result, provenance)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return j.step(build.StepUpload, func() error {
+		if err := j.flight.held(ctx); err != nil {
+			return err
+		}
+		return j.upload(ctx, result, signed)
+	})
+}
+
+// discard removes what was stored of an attempt that will not be complete, so
+// that a full disk does not stay full for a day. Not to be called once
+// build.json may be there: another worker could already have finished that
+// attempt.
+func (j *job) discard(ctx context.Context) {
+	ctx, done := context.WithTimeout(context.WithoutCancel(ctx), wrapUp)
+	defer done()
+	for info, err := range j.Objects.List(ctx, j.prefix()) {
+		if err == nil {
+			err = j.Objects.Delete(ctx, info.Key)
+		}
+		if err != nil {
+			j.Log.Warn("an unfinished result could not be removed", "error", nameless(err, j.rec.ID))
+			return
+		}
+	}
 }
 
 // result describes the output, and is the content of build.json too.
@@ -51,7 +86,7 @@ func (j *job) result() (*build.Result, []byte, error) {
 	result := &build.Result{
 		Prefix: j.prefix(), BuiltAt: build.Now().Truncate(time.Second),
 		Images: j.output.Images, Manifest: manifest, Command: j.command, Profile: j.output.Profile,
-		Timings: j.timings,
+		Stdout: j.stdout, Stderr: j.stderr, Timings: maps.Clone(j.timings),
 	}
 	if j.note != "" {
 		result.Notes = []string{j.note}
@@ -90,7 +125,7 @@ func (j *job) sign(ctx context.Context, result *build.Result, provenance []byte)
 	if err != nil {
 		return nil, err
 	}
-	sums := usign.Sums{"build.json": sha256.Sum256(provenance)}
+	sums := usign.Sums{usign.BuildFile: sha256.Sum256(provenance)}
 	for _, file := range j.output.Files {
 		sums[file.Name] = file.SHA256
 	}
@@ -102,8 +137,8 @@ func (j *job) sign(ctx context.Context, result *build.Result, provenance []byte)
 		return nil, err
 	}
 	return map[string][]byte{
-		"sha256sums": text, "sha256sums.sig": key.Secret.Sign(text).Marshal(),
-		"worker.pub": key.Certificate.PublicKey, "worker.pub.sig": key.Certificate.Signature,
+		usign.SumsFile: text, usign.SumsSigFile: key.Secret.Sign(text).Marshal(),
+		usign.WorkerFile: key.Certificate.PublicKey, usign.WorkerSigFile: key.Certificate.Signature,
 	}, nil
 }
 
@@ -117,21 +152,21 @@ func (j *job) logSum() (sum [sha256.Size]byte, err error) {
 }
 
 func (j *job) upload(ctx context.Context, result *build.Result, signed map[string][]byte) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(uploads)
 	for _, file := range j.output.Files {
-		if err := j.uploadFile(ctx, result.Prefix, file.Name); err != nil {
-			return err
-		}
+		group.Go(func() error { return j.uploadFile(ctx, result.Prefix, file.Name) })
 	}
-	if err := j.putLog(ctx, result.Prefix+result.Log); err != nil {
-		return err
+	group.Go(func() error { return j.putLog(ctx, result.Prefix+result.Log) })
+	for name, text := range signed {
+		group.Go(func() error { return j.put(ctx, result.Prefix+name, bytes.NewReader(text), build.PolicyText) })
 	}
-	for _, name := range slices.Sorted(maps.Keys(signed)) {
-		if err := j.put(ctx, result.Prefix+name, bytes.NewReader(signed[name]), build.PolicyText); err != nil {
-			return err
-		}
-	}
-	return nil
+	return group.Wait()
 }
+
+// uploads is how many files are stored at once: a disk makes several durable
+// in the time of one.
+const uploads = 8
 
 func (j *job) uploadFile(ctx context.Context, prefix, name string) error {
 	f, err := os.Open(filepath.Join(j.folder, "out", name))

@@ -21,7 +21,7 @@ const maxChainFile = 16 << 20
 func (w *Worker) complete(ctx context.Context, rec build.Record) (*build.Result, bool) {
 	result, err := w.recovered(ctx, rec)
 	if err != nil && !errors.Is(err, build.ErrNotFound) {
-		w.Log.Warn("an earlier attempt cannot be used", "build", rec.ID.Short(), "error", err)
+		w.Log.Warn("an earlier attempt cannot be used", "build", rec.ID.Short(), "error", nameless(err, rec.ID))
 	}
 	return result, err == nil
 }

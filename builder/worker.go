@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/attended-sysupgrade/sysup/builder/imagebuilder"
@@ -62,7 +63,7 @@ func (w *Worker) Run(ctx context.Context) error {
 			err = w.handle(ctx, m)
 		}
 		if err != nil {
-			w.Log.Error("a build could not be handled", "worker", w.name, "error", err)
+			w.Log.Error("a build could not be handled", "worker", w.name, "error", nameless(err, m.ID))
 			pause(ctx, faultPause)
 		}
 	}
@@ -73,6 +74,15 @@ func pause(ctx context.Context, d time.Duration) {
 	case <-ctx.Done():
 	case <-time.After(d):
 	}
+}
+
+// nameless is the error for a log: an ID opens the build's files, so none is
+// written there.
+func nameless(err error, id build.ID) string {
+	if id == "" {
+		return err.Error()
+	}
+	return strings.ReplaceAll(err.Error(), string(id), id.Short())
 }
 
 func (w *Worker) receive(ctx context.Context) (m build.Message, err error) {
@@ -107,13 +117,15 @@ func (w *Worker) handle(ctx context.Context, m build.Message) error {
 }
 
 func (w *Worker) claim(ctx context.Context, rec build.Record, now time.Time) (*flight, error) {
-	f := &flight{records: w.Records, rec: rec}
+	f := &flight{records: w.Records, rec: rec, stages: make(chan build.Stage, 1)}
+	attempt := build.NewAttempt()
 	err := w.Hook.Do(build.StepClaim, func() error {
-		return f.replace(ctx, func(r build.Record) build.Record { return r.Claim(w.name, build.NewAttempt(), now) })
+		return f.replace(ctx, func(r build.Record) build.Record { return r.Claim(w.name, attempt, now) })
 	})
 	if err != nil {
 		return nil, err
 	}
+	f.attempt = attempt
 	_, err = w.Records.Board(ctx, "", build.Change{Max: build.Board{build.BoardClaimed: rec.Sequence}})
 	if err != nil {
 		w.Log.Warn("the board was not told of a claim", "error", err) // the queue position is advisory
@@ -128,6 +140,9 @@ func (w *Worker) fly(ctx context.Context, f *flight, m build.Message, before bui
 	defer cancel(nil)
 	beat := w.keepAlive(job, cancel, f, m)
 	result, err := w.result(job, f, before)
+	if err != nil && errors.Is(context.Cause(job), build.ErrConflict) {
+		err = build.ErrConflict
+	}
 	cancel(errEnded)
 	<-beat
 	stopping := ctx.Err() != nil
@@ -135,17 +150,21 @@ func (w *Worker) fly(ctx context.Context, f *flight, m build.Message, before bui
 	ctx, done := context.WithTimeout(context.WithoutCancel(ctx), wrapUp)
 	defer done()
 	switch {
-	case errors.Is(context.Cause(job), build.ErrConflict), errors.Is(err, build.ErrConflict):
-		w.Log.Warn("a build was taken over by another worker", "build", m.ID.Short(), "worker", w.name)
-		return nil
+	case errors.Is(err, build.ErrConflict):
 	case err == nil:
-		return w.commit(ctx, f, m, func(r build.Record) build.Record {
+		err = w.commit(ctx, f, m, func(r build.Record) build.Record {
 			return r.Finish(result, w.Lifetimes, build.Now())
 		})
 	case stopping:
-		return w.giveBack(ctx, f, m)
+		err = w.giveBack(ctx, f, m)
+	default:
+		err = w.failed(ctx, f, m, err)
 	}
-	return w.failed(ctx, f, m, err)
+	if errors.Is(err, build.ErrConflict) {
+		w.Log.Warn("a build was taken over by another worker", "build", m.ID.Short(), "worker", w.name)
+		return nil
+	}
+	return err
 }
 
 var errEnded = errors.New("the job ended")
@@ -176,7 +195,6 @@ func spent(before build.Record) *build.Failure {
 // if the lease is lost. The channel it returns is closed when it has stopped.
 func (w *Worker) keepAlive(ctx context.Context, lost context.CancelCauseFunc, f *flight, m build.Message) <-chan struct{} {
 	stopped := make(chan struct{})
-	f.stages = make(chan build.Stage, 1)
 	go func() {
 		defer close(stopped)
 		tick := time.NewTicker(build.Heartbeat)
@@ -199,21 +217,24 @@ func (w *Worker) keepAlive(ctx context.Context, lost context.CancelCauseFunc, f 
 }
 
 // beat returns ErrConflict when the build is somebody else's by now. Another
-// fault is endured until the lease is over.
+// fault is endured until the lease is over. A beat that has begun is not cut off
+// by the end of the job, so that the record is known then.
 func (w *Worker) beat(ctx context.Context, f *flight, m build.Message, stage build.Stage) error {
+	ctx, done := context.WithTimeout(context.WithoutCancel(ctx), build.Heartbeat)
+	defer done()
 	err := f.replace(ctx, func(r build.Record) build.Record { return r.Beat(stage, build.Now()) })
 	if errors.Is(err, build.ErrConflict) {
 		return err
 	}
 	if err != nil {
+		w.Log.Warn("a lease could not be renewed", "error", nameless(err, m.ID))
 		if !f.record().LeaseUntil.After(build.Now()) {
 			return build.ErrConflict
 		}
-		w.Log.Warn("a lease could not be renewed", "error", err)
 		return nil
 	}
-	if err := w.Queue.Extend(ctx, m, visibility); err != nil && ctx.Err() == nil {
-		w.Log.Warn("a message could not be extended", "error", err)
+	if err := w.Queue.Extend(ctx, m, visibility); err != nil {
+		w.Log.Warn("a message could not be extended", "error", nameless(err, m.ID))
 	}
 	return nil
 }
@@ -221,20 +242,15 @@ func (w *Worker) beat(ctx context.Context, f *flight, m build.Message, stage bui
 // commit stores the end of the build. From here on it is done, whatever
 // happens to the process.
 func (w *Worker) commit(ctx context.Context, f *flight, m build.Message, end func(build.Record) build.Record) error {
-	err := w.Hook.Do(build.StepCommit, func() error { return f.replace(ctx, end) })
-	if errors.Is(err, build.ErrConflict) {
-		w.Log.Warn("a build was taken over by another worker", "build", m.ID.Short(), "worker", w.name)
-		return nil
-	}
+	err := w.Hook.Do(build.StepCommit, func() error { return f.insist(ctx, end) })
 	if err != nil {
 		return fmt.Errorf("commit %s: %w", m.ID.Short(), err)
 	}
 	rec := f.record()
 	w.Log.Info("a build ended", "build", m.ID.Short(), "state", rec.State, "seconds", rec.EndedAt.Sub(rec.StartedAt).Seconds())
-	if err := w.Hook.Do(build.StepCount, func() error { return build.CountEnded(ctx, w.Records) }); err != nil {
-		return err
-	}
-	return w.Hook.Do(build.StepAcknowledge, func() error { return w.Queue.Delete(ctx, m) })
+	count := w.Hook.Do(build.StepCount, func() error { return build.CountEnded(ctx, w.Records) })
+	acknowledge := w.Hook.Do(build.StepAcknowledge, func() error { return w.Queue.Delete(ctx, m) })
+	return errors.Join(count, acknowledge)
 }
 
 func (w *Worker) giveBack(ctx context.Context, f *flight, m build.Message) error {
@@ -249,7 +265,7 @@ func (w *Worker) giveBack(ctx context.Context, f *flight, m build.Message) error
 func (w *Worker) failed(ctx context.Context, f *flight, m build.Message, err error) error {
 	var failure *build.Failure
 	if !errors.As(err, &failure) {
-		w.Log.Error("a build broke", "build", m.ID.Short(), "error", err)
+		w.Log.Error("a build broke", "build", m.ID.Short(), "error", nameless(err, m.ID))
 		failure = build.Fail(build.KindWorker, "The builder had a fault of its own. Send the request again, or tell the operator of this server.")
 	}
 	rec := f.record()

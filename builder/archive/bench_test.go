@@ -4,8 +4,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/attended-sysupgrade/sysup/builder/archive"
@@ -17,7 +17,10 @@ import (
 func BenchmarkUnpack(b *testing.B) {
 	dir := b.TempDir()
 	plain := filepath.Join(dir, "tree.tar")
-	run(b, "tar", "-C", filepath.Dir(runtime.GOROOT()), "-cf", plain, filepath.Base(runtime.GOROOT()))
+	toolchain, err := exec.Command("go", "env", "GOROOT").Output()
+	must(b, err)
+	goroot := strings.TrimSpace(string(toolchain))
+	run(b, "tar", "-C", filepath.Dir(goroot), "-cf", plain, filepath.Base(goroot))
 	info, err := os.Stat(plain)
 	must(b, err)
 	for _, packer := range [][]string{{"gzip", "-6", "gz"}, {"xz", "-T2", "-1", "xz"}, {"zstd", "-q", "-T2", "-9", "zst"}} {

@@ -24,8 +24,8 @@ const (
 	maxFiles        = 256
 	maxFileSize     = 4 << 30
 	maxOutput       = 16 << 30
-	maxProfilesJSON = 1 << 20
-	maxManifest     = 1 << 20
+	maxProfilesJSON = 256 << 10 // one profile has some 5 KB
+	maxManifest     = 256 << 10
 )
 
 var outputName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+~-]{0,199}$`)
@@ -36,7 +36,9 @@ type Output struct {
 	Profile  build.Profile
 	Images   []build.Image
 	Manifest []Installed
-	Files    []OutputFile // images and all others, sorted by name, without sha256sums
+	Files    []OutputFile // images and all others, without sha256sums
+
+	json map[string]any // profiles.json, to be written anew
 }
 
 // Installed is a line of the manifest, with the name as the ImageBuilder wrote it.
@@ -90,7 +92,7 @@ func regularFiles(root *os.Root) ([]string, error) {
 		return nil, err
 	}
 	defer dir.Close()
-	entries, err := dir.ReadDir(maxFiles + 1)
+	entries, err := dir.ReadDir(maxFiles + 1) // no more than that are read
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
@@ -162,7 +164,7 @@ func (o *Output) profiles(root *os.Root, id string) error {
 		return err
 	}
 	var all profilesJSON
-	if err := json.Unmarshal(text, &all); err != nil {
+	if o.json, err = decodeProfiles(text, &all); err != nil {
 		return build.Fail(build.KindOutput, "The build left a profiles.json that cannot be read.")
 	}
 	profile, ok := all.Profiles[id]
@@ -175,6 +177,11 @@ func (o *Output) profiles(root *os.Root, id string) error {
 		DevicePackages: profile.DevicePackages, ImagePrefix: profile.ImagePrefix,
 		SupportedDevices: profile.SupportedDevices, Titles: profile.Titles,
 	}
+	for _, text := range []string{all.ArchPackages, all.VersionCode, all.VersionNumber, profile.ImagePrefix} {
+		if !word.MatchString(text) {
+			return build.Fail(build.KindOutput, "The build's profiles.json has a word that is not allowed: %q.", clip(text))
+		}
+	}
 	for _, image := range profile.Images {
 		if !outputName.MatchString(image.Name) || !word.MatchString(image.Type) || !word.MatchString(image.Filesystem) {
 			return build.Fail(build.KindOutput, "The build's profiles.json names an image that is not allowed: %q.", clip(image.Name))
@@ -185,7 +192,56 @@ func (o *Output) profiles(root *os.Root, id string) error {
 	return nil
 }
 
-var word = regexp.MustCompile(`^[A-Za-z0-9._+-]{0,64}$`)
+var (
+	word    = regexp.MustCompile(`^[A-Za-z0-9._+~-]{0,200}$`)
+	jsonKey = regexp.MustCompile(`^[a-z0-9_]{1,64}$`)
+)
+
+// decodeProfiles reads the text into typed, and returns all of it. Both mean
+// the same: what one decoder may take for another member (twice the same, or
+// only alike in upper and lower case) is an error or left out of both.
+func decodeProfiles(text []byte, typed *profilesJSON) (map[string]any, error) {
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.UseNumber()
+	var all map[string]any
+	if err := decoder.Decode(&all); err != nil {
+		return nil, err
+	}
+	for _, object := range objects(all) {
+		for key := range object {
+			if !jsonKey.MatchString(key) {
+				return nil, fmt.Errorf("profiles.json has the member %q", clip(key))
+			}
+		}
+	}
+	text, err := json.Marshal(all)
+	if err != nil {
+		return nil, err
+	}
+	return all, json.Unmarshal(text, typed)
+}
+
+// objects are those of profiles.json whose members are read by name: itself,
+// its profiles and their images.
+func objects(all map[string]any) []map[string]any {
+	list := []map[string]any{all}
+	profiles, _ := all["profiles"].(map[string]any)
+	for _, value := range profiles {
+		profile, _ := value.(map[string]any)
+		list = append(list, profile)
+		list = append(list, images(profile)...)
+	}
+	return list
+}
+
+func images(profile map[string]any) (list []map[string]any) {
+	values, _ := profile["images"].([]any)
+	for _, value := range values {
+		image, _ := value.(map[string]any)
+		list = append(list, image)
+	}
+	return list
+}
 
 func (o *Output) manifest(root *os.Root, names []string) error {
 	i := slices.IndexFunc(names, func(name string) bool { return strings.HasSuffix(name, ".manifest") })
@@ -198,13 +254,15 @@ func (o *Output) manifest(root *os.Root, names []string) error {
 	}
 	for line := range strings.Lines(string(text)) {
 		name, version, ok := strings.Cut(strings.TrimSpace(line), " - ")
-		if !ok || !word.MatchString(name) || !manifestVersion.MatchString(version) {
+		if !ok || !manifestName.MatchString(name) || !manifestVersion.MatchString(version) {
 			return build.Fail(build.KindOutput, "The build's manifest has a line that cannot be read: %q.", clip(line))
 		}
 		o.Manifest = append(o.Manifest, Installed{name, version})
 	}
 	return nil
 }
+
+var manifestName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.+~-]{0,127}$`)
 
 var manifestVersion = regexp.MustCompile(`^[A-Za-z0-9_.+~:-]{1,128}$`)
 
@@ -218,7 +276,7 @@ func (o *Output) hash(root *os.Root, names []string) error {
 		i := slices.IndexFunc(o.Images, func(image build.Image) bool { return image.Name == name })
 		file, err := hashFile(root, name, i >= 0)
 		if err != nil {
-			return err
+			return unreadable(name, err)
 		}
 		if i >= 0 {
 			if err := measured(&o.Images[i], file); err != nil {
@@ -229,12 +287,20 @@ func (o *Output) hash(root *os.Root, names []string) error {
 	}
 	for _, image := range o.Images {
 		if image.Size == 0 {
-			return build.Fail(build.KindOutput, "The build's profiles.json names %s, but there is no such file.", image.Name)
+			return build.Fail(build.KindOutput, "The build's profiles.json names %s, but there is no such file, or it is empty.", image.Name)
 		}
 	}
 	file, err := o.rewrite(root)
 	o.Files = append(o.Files, file)
 	return err
+}
+
+// unreadable tells a file that the build closed to us from a fault of ours.
+func unreadable(name string, err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return build.Fail(build.KindOutput, "The build left %s, which cannot be read.", name)
+	}
+	return fault("read "+name, err)
 }
 
 // measured takes the digest of the bytes without the tree's signature. It has
@@ -249,7 +315,7 @@ func measured(image *build.Image, file OutputFile) error {
 }
 
 func hashFile(root *os.Root, name string, image bool) (OutputFile, error) {
-	f, err := root.OpenFile(name, os.O_RDWR|syscall.O_NOFOLLOW, 0)
+	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
 	if err != nil {
 		return OutputFile{}, err
 	}
@@ -260,7 +326,7 @@ func hashFile(root *os.Root, name string, image bool) (OutputFile, error) {
 	}
 	size := info.Size()
 	if image {
-		if size, err = cutSignature(f, size); err != nil {
+		if size, err = cutSignature(root, name, f, size); err != nil {
 			return OutputFile{}, err
 		}
 	}
@@ -273,59 +339,45 @@ func hashFile(root *os.Root, name string, image bool) (OutputFile, error) {
 
 // cutSignature removes the signature by the tree's random key, which routers
 // with ucert would refuse.
-func cutSignature(f *os.File, size int64) (int64, error) {
+func cutSignature(root *os.Root, name string, f *os.File, size int64) (int64, error) {
 	unsigned, found, err := usign.CutSignature(f, size)
 	if err != nil || !found {
 		return size, err
 	}
-	return unsigned, f.Truncate(unsigned)
+	w, err := root.OpenFile(name, os.O_WRONLY|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return size, err
+	}
+	return unsigned, errors.Join(w.Truncate(unsigned), w.Close())
 }
 
 // rewrite puts the digests of what is served into profiles.json and keeps the
 // rest of it as it is.
 func (o *Output) rewrite(root *os.Root) (OutputFile, error) {
-	text, err := readAll(root, "profiles.json", maxProfilesJSON)
-	if err != nil {
-		return OutputFile{}, err
+	profiles, _ := o.json["profiles"].(map[string]any)
+	for _, value := range profiles {
+		profile, _ := value.(map[string]any)
+		for _, image := range images(profile) {
+			o.served(image)
+		}
 	}
-	if text, err = o.servedProfiles(text); err != nil {
+	text, err := json.Marshal(o.json)
+	if err != nil {
 		return OutputFile{}, err
 	}
 	if err := root.Remove("profiles.json"); err != nil {
 		return OutputFile{}, err
 	}
 	if err := root.WriteFile("profiles.json", text, 0o644); err != nil {
-		return OutputFile{}, err
+		return OutputFile{}, fault("write profiles.json", err)
 	}
 	return OutputFile{Name: "profiles.json", SHA256: sha256.Sum256(text), Size: int64(len(text))}, nil
 }
 
-func (o *Output) servedProfiles(text []byte) ([]byte, error) {
-	decoder := json.NewDecoder(bytes.NewReader(text))
-	decoder.UseNumber()
-	var all map[string]any
-	if err := decoder.Decode(&all); err != nil {
-		return nil, build.Fail(build.KindOutput, "The build left a profiles.json that cannot be read.")
-	}
-	profiles, _ := all["profiles"].(map[string]any)
-	for _, profile := range profiles {
-		fields, _ := profile.(map[string]any)
-		images, _ := fields["images"].([]any)
-		for _, entry := range images {
-			o.served(entry)
-		}
-	}
-	return json.Marshal(all)
-}
-
-func (o *Output) served(entry any) {
-	fields, ok := entry.(map[string]any)
-	if !ok {
-		return
-	}
+func (o *Output) served(entry map[string]any) {
 	for _, image := range o.Images {
-		if fields["name"] == image.Name {
-			fields["sha256"], fields["sha256_unsigned"], fields["size"] = image.SHA256, image.SHA256Unsigned, image.Size
+		if entry["name"] == image.Name {
+			entry["sha256"], entry["sha256_unsigned"], entry["size"] = image.SHA256, image.SHA256Unsigned, image.Size
 		}
 	}
 }
@@ -333,7 +385,7 @@ func (o *Output) served(entry any) {
 func readAll(root *os.Root, name string, limit int64) ([]byte, error) {
 	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
 	if err != nil {
-		return nil, err
+		return nil, unreadable(name, err)
 	}
 	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, limit+1))

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/attended-sysupgrade/sysup/shared/build"
 	"github.com/attended-sysupgrade/sysup/shared/usign"
 )
 
@@ -74,7 +75,7 @@ func keyFile(i int, key string) (name string, text []byte, err error) {
 	text = []byte("untrusted comment: feed of the request\n" + key + "\n")
 	public, err := usign.ParsePublicKey(text)
 	if err != nil {
-		return "", nil, fmt.Errorf("a feed's key: %w", err)
+		return "", nil, build.Fail(build.KindBuild, "repository_keys: the key %s is not one of usign. Send the second line of the feed's public key file.", key)
 	}
 	return public.Fingerprint.String(), text, nil
 }

@@ -2,6 +2,7 @@ package imagebuilder
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"io"
 	"regexp"
@@ -12,9 +13,10 @@ import (
 )
 
 const (
-	maxLine = 16 << 10
-	maxLog  = 8 << 20
-	maxTail = 16 << 10
+	maxLine     = 16 << 10
+	maxSentence = 1 << 10 // of a line, where what it gives away has to stand
+	maxLog      = 8 << 20
+	maxTail     = 16 << 10
 )
 
 // Transcript follows what make prints: it keeps the log, the ends of both
@@ -64,7 +66,7 @@ func (t *Transcript) line(line []byte, to *tail) {
 	if strings.HasPrefix(text, "Finalizing root filesystem...") {
 		t.stage(build.StageImage)
 	}
-	t.evidence.see(text)
+	t.evidence.see(text[:min(len(text), maxSentence)])
 }
 
 // lines cuts a stream into lines; one that is too long is passed on in parts.
@@ -114,30 +116,35 @@ func (t *tail) String() string {
 
 // evidence is what the lines of opkg, apk and the image tools gave away.
 type evidence struct {
-	feed, disk, profile   string
-	unknown, conflict     string
-	with                  string // what the conflict is with
-	clash, clashFile      string
-	missing, missingFor   string
-	tooBig                string
-	apkMissing, apkWorld  string // names seen in apk's two-line reports
-	inConflict, inApkList bool
+	feed, disk, profile string
+	unknown, conflict   string
+	with                string // what the conflict is with
+	clash, clashFile    string
+	missing, missingFor string
+	tooBig, killed      string
+
+	// What reports of several lines said in an earlier one.
+	opkgNeeds, apkMissing, apkSubject string
 }
 
 const name = `([A-Za-z0-9][A-Za-z0-9_.+~-]{0,127})`
 
 var (
+	// A feed or a package that could not be had or verified, in the words of
+	// opkg, apk and the wget that both call.
 	feedLines = []*regexp.Regexp{
 		regexp.MustCompile(`^Signature check failed\.`),
 		regexp.MustCompile(`^Remove wrong Signature file\.`),
 		regexp.MustCompile(`\*\*\* Failed to download the package list from`),
-		regexp.MustCompile(`opkg_download: Failed to download `),
-		regexp.MustCompile(`UNTRUSTED signature`),
+		regexp.MustCompile(`opkg_download(_pkg)?: Failed to download `),
+		regexp.MustCompile(`Package ` + name + ` (sha256sum|md5sum|size) mismatch`),
+		regexp.MustCompile(`^(ERROR|WARNING): .*(UNTRUSTED signature|BAD signature|BAD archive|integrity error)`),
 		regexp.MustCompile(`^WARNING: (updating|opening|updating and opening) https?://`),
 		regexp.MustCompile(`^ERROR: wget: exited with error `),
-		regexp.MustCompile(`^ERROR: ` + name + `: (network error|I/O error|temporary error|remote server)`),
+		regexp.MustCompile(`^ERROR: .*(network error|I/O error|IO ERROR|temporary (error|failure)|transient error|remote server|unexpected end of file|not found \(try 'apk update'\))`),
 	}
 	diskLine       = regexp.MustCompile(`No space left on device|Disk quota exceeded`)
+	killedLine     = regexp.MustCompile(`^make.*: \*\*\* .*(\] Killed|\] Error 137)$`)
 	profileLine    = regexp.MustCompile(`^Profile "` + name + `" does not exist!`)
 	opkgUnknown    = regexp.MustCompile(`opkg_install_cmd: Cannot install package ` + name + `\.$`)
 	opkgConflict   = regexp.MustCompile(`check_conflicts_for: The following packages conflict with ` + name + `:`)
@@ -145,26 +152,32 @@ var (
 	opkgClash      = regexp.MustCompile(`check_data_file_clashes: Package ` + name + ` wants to install file (?:\S*/root-[^/\s]+)?(/[A-Za-z0-9_.+@/-]{1,200})`)
 	opkgClashWith  = regexp.MustCompile(`But that file is already provided by package\s+\* ` + name)
 	opkgMissing    = regexp.MustCompile(`cannot find dependency ` + name + ` for ` + name)
+	opkgNeeds      = regexp.MustCompile(`Cannot satisfy the following dependencies for ` + name + `:`)
+	opkgNeeded     = regexp.MustCompile(`^ \*\s+(?:[a-z_]+:\s+)?` + name + `(?: \([^)]*\))? \*`)
 	apkNoPackage   = regexp.MustCompile(`^\s*` + name + ` \(no such package\):`)
 	apkRequired    = regexp.MustCompile(`required by: ` + name + `\[`)
 	apkSubject     = regexp.MustCompile(`^\s*` + name + `:$`)
-	apkBreaks      = regexp.MustCompile(`breaks: ` + name + `\[!`)
+	apkBreaks      = regexp.MustCompile(`(?:breaks|conflicts): ` + name + `\[`)
 	tooBigLines    = regexp.MustCompile(`is too big: [0-9]+ > [0-9]+|ext4_allocate_best_fit_partial|Could not allocate block in ext2|rootfs image is too big`)
 	tooBigFigures  = regexp.MustCompile(`is too big: ([0-9]+) > ([0-9]+)`)
 	apkVersionTail = regexp.MustCompile(`-[0-9][A-Za-z0-9._~]*-r[0-9]+$`)
 )
 
-// see takes one line into account.
+// see takes one line into account. Of several of a kind the first counts:
+// what follows is often its consequence.
 func (e *evidence) see(line string) {
 	for _, pattern := range feedLines {
-		if e.feed == "" && pattern.MatchString(line) {
-			e.feed = line
-		}
+		note(&e.feed, pattern, line)
 	}
-	if e.disk == "" && diskLine.MatchString(line) {
-		e.disk = line
-	}
+	note(&e.disk, diskLine, line)
+	note(&e.killed, killedLine, line)
+	note(&e.tooBig, tooBigLines, line)
 	first(&e.profile, profileLine, line)
+	e.seeOpkg(line)
+	e.seeApk(line)
+}
+
+func (e *evidence) seeOpkg(line string) {
 	first(&e.unknown, opkgUnknown, line)
 	first(&e.conflict, opkgConflict, line)
 	first(&e.with, opkgWith, line)
@@ -177,10 +190,10 @@ func (e *evidence) see(line string) {
 	if m := opkgMissing.FindStringSubmatch(line); m != nil && e.missing == "" {
 		e.missing, e.missingFor = m[1], m[2]
 	}
-	if tooBigLines.MatchString(line) && e.tooBig == "" {
-		e.tooBig = line
+	if m := opkgNeeded.FindStringSubmatch(line); m != nil && e.opkgNeeds != "" && e.missing == "" {
+		e.missing, e.missingFor = m[1], e.opkgNeeds
 	}
-	e.seeApk(line)
+	first(&e.opkgNeeds, opkgNeeds, line)
 }
 
 // seeApk reads apk's reports, where the package and what is wrong with it
@@ -199,16 +212,24 @@ func (e *evidence) seeApk(line string) {
 		e.apkMissing = ""
 	}
 	if m := apkSubject.FindStringSubmatch(line); m != nil {
-		e.apkWorld = apkName(m[1])
+		e.apkSubject = apkName(m[1])
 	}
-	if m := apkBreaks.FindStringSubmatch(line); m != nil && e.conflict == "" {
-		e.conflict, e.with = e.apkWorld, apkName(m[1])
+	if m := apkBreaks.FindStringSubmatch(line); m != nil && m[1] != "world" && e.conflict == "" {
+		e.conflict, e.with = e.apkSubject, apkName(m[1])
 	}
 }
 
 // apkName cuts the version off apk's "name-version-rN".
 func apkName(s string) string { return apkVersionTail.ReplaceAllString(s, "") }
 
+// note keeps the first line that matches.
+func note(to *string, pattern *regexp.Regexp, line string) {
+	if *to == "" && pattern.MatchString(line) {
+		*to = line
+	}
+}
+
+// first keeps what the first line that matches names.
 func first(to *string, pattern *regexp.Regexp, line string) {
 	if *to != "" {
 		return
@@ -226,7 +247,7 @@ func (t *Transcript) Feed() *build.Failure {
 	defer t.mu.Unlock()
 	switch {
 	case t.evidence.disk != "":
-		return build.Fail(build.KindDisk, "The server's disk is full. Try again later, or tell its operator.")
+		return DiskFull()
 	case t.evidence.feed != "":
 		return build.Fail(build.KindUpstream, "A package feed could not be fetched or its signature did not hold (%s). This is tried again by itself.", clip(t.evidence.feed))
 	}
@@ -240,9 +261,7 @@ func (t *Transcript) Explain() *build.Failure {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	f := t.evidence.explain()
-	f.Stdout, f.Stderr = t.Stdout.String(), t.Stderr.String()
-	return f
+	return t.evidence.explain()
 }
 
 // TooBig returns the failure of images that are said to be too big, or nil.
@@ -261,17 +280,23 @@ func (e *evidence) explain() *build.Failure {
 	case e.profile != "":
 		return build.Fail(build.KindProfile, "The ImageBuilder does not know the profile %q.", e.profile)
 	case e.clash != "":
-		return about(e.clash, build.Fail(build.KindConflict, "%s and %s both bring the file %s and cannot be installed together. Leave one out: send %q to remove it.", e.clash, e.with, e.clashFile, "-"+e.clash))
+		return about(e.clash, build.Fail(build.KindConflict, "%s and %s both bring the file %s and cannot be installed together. Leave one out: send %q to remove it.", e.clash, cmp.Or(e.with, "another package"), e.clashFile, "-"+e.clash))
 	case e.conflict != "":
-		return about(e.conflict, build.Fail(build.KindConflict, "%s and %s exclude each other. Leave one of them out.", e.conflict, e.with))
+		return about(e.conflict, build.Fail(build.KindConflict, "%s and %s exclude each other. Leave one of them out.", e.conflict, cmp.Or(e.with, "another package")))
 	case e.missing != "":
 		return about(e.missingFor, build.Fail(build.KindMissing, "%s needs %s, which this version does not have. Leave %s out.", e.missingFor, e.missing, e.missingFor))
 	case e.unknown != "":
 		return about(e.unknown, build.Fail(build.KindUnknownPackage, "This version has no package %s. Leave it out or look up its new name.", e.unknown))
 	case e.tooBig != "":
 		return tooBig(e.tooBig)
+	case e.killed != "":
+		return wasKilled()
 	}
 	return build.Fail(build.KindBuild, "The ImageBuilder failed; the end of its log says where.")
+}
+
+func wasKilled() *build.Failure {
+	return build.Fail(build.KindWorker, "A part of the ImageBuilder was killed, perhaps for want of memory. Try again later, or tell the operator of this server.")
 }
 
 func tooBig(line string) *build.Failure {

@@ -33,6 +33,13 @@ func TestExplain(t *testing.T) {
 		{"opkg package down", "", " * opkg_download: Failed to download http://x/nano.ipk, wget returned 8.\n", build.KindUpstream, "", nil},
 		{"apk bad signature", "", "WARNING: updating and opening http://x/packages.adb: UNTRUSTED signature\nERROR: unable to select packages:\n  nano (no such package):\n    required by: world[nano]\n", build.KindUpstream, "", nil},
 		{"apk feed down", "", "ERROR: wget: exited with error 4\nWARNING: updating and opening http://x/packages.adb: unexpected end of file\n", build.KindUpstream, "", nil},
+		{"opkg package changed", "", " * opkg_install_pkg: Package nano sha256sum mismatch. Either the opkg or the package index are corrupt. Try 'opkg update'.\n * opkg_install_cmd: Cannot install package nano.\n", build.KindUpstream, "", []string{"nano sha256sum mismatch"}},
+		{"opkg missing, older words", "", "Collected errors:\n * satisfy_dependencies_for: Cannot satisfy the following dependencies for kmod-foo:\n * \tkernel (= 5.4.52-1-abc) * \n * opkg_install_cmd: Cannot install package kmod-foo.\n", build.KindMissing, "kmod-foo", []string{"kmod-foo needs kernel"}},
+		{"apk package changed", "", "ERROR: nano-8.3-r1: BAD signature\n", build.KindUpstream, "", nil},
+		{"apk package gone", "", "ERROR: nano-8.3-r1: package mentioned in index not found (try 'apk update')\n", build.KindUpstream, "", nil},
+		{"apk names in conflict", "", "ERROR: unable to select packages:\n  wget-nossl-1.24.5-r1:\n    conflicts: wget-ssl-1.24.5-r1[wget=1.24.5-r1]\n    satisfies: world[wget-nossl]\n", build.KindConflict, "wget-nossl", []string{"wget-nossl and wget-ssl exclude"}},
+		{"a tool was killed", "", "make[2]: *** [Makefile:199: build_image] Killed\nmake[1]: *** [Makefile:150: _call_image] Error 2\n", build.KindWorker, "", []string{"killed"}},
+		{"the shell that ran it says so", "", "make[1]: *** [Makefile:59: _call_image] Error 137\n", build.KindWorker, "", nil},
 		{"disk full", "", "cp: error writing '/x': No space left on device\n", build.KindDisk, "", nil},
 		{"nothing known", "make: *** [Makefile:10: image] Error 2", "", build.KindBuild, "", []string{"log"}},
 	} {
@@ -51,12 +58,22 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-// A first apk run in a fresh tree always warns about the index that it is
-// about to make.
-func TestHarmlessWarning(t *testing.T) {
-	transcript := follow("", "WARNING: opening /tmp/imagebuilder/packages/packages.adb: No such file or directory\n", nil)
-	if f := transcript.Feed(); f != nil {
-		t.Errorf("a harmless line was taken for a broken feed: %v", f)
+// What a good run prints too. A first apk run in a fresh tree always warns about
+// the index that it is about to make.
+func TestHarmless(t *testing.T) {
+	for _, line := range []string{
+		"WARNING: opening /tmp/imagebuilder/packages/packages.adb: No such file or directory",
+		"WARNING: updating and opening file:///tmp/imagebuilder/packages/packages.adb: No such file or directory",
+		"Downloading https://downloads.openwrt.org/releases/24.10.0/packages/x86_64/base/Packages.gz",
+		"Signature check passed.",
+		"Updated list of available packages in dl/openwrt_base",
+		"(3/90) Installing libc (1.2.5-r4)",
+		"Configuring base-files.",
+		"Generate local signing keys...",
+	} {
+		if f := follow(line+"\n", line+"\n", nil).Feed(); f != nil {
+			t.Errorf("%q was taken for a fault: %v", line, f)
+		}
 	}
 }
 

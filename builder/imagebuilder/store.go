@@ -50,24 +50,33 @@ type Options struct {
 // Limits of what comes from upstream.
 const (
 	maxArchive = 2 << 30
-	stallTime  = 30 * time.Second // without a byte
+	fetchLimit = time.Hour
 	fetchTries = 4
 )
 
 // Store keeps unpacked ImageBuilders by the checksum of their archive.
 //
 // Below its folder, <sha256>/tree is a tree that was verified whole before it
-// was moved there; quarantine-* is what is being fetched.
+// was moved there; quarantine-* is what is being fetched or removed.
 type Store struct {
 	dir     string
 	options Options
+	stall   time.Duration // how long a transfer may go without a byte
+	pause   time.Duration // before the second try; longer each time
 	flights singleflight.Group
 
+	// A fetch outlives the job that asked for it, since others may wait for
+	// the same tree. It ends with the store.
+	ctx     context.Context
+	stop    context.CancelFunc
+	fetches sync.WaitGroup
+
 	mu   sync.Mutex
-	used map[string]int // trees in use, by checksum
+	used map[string]map[*Tree]bool // trees that were asked for and not released, by checksum
 }
 
-// OpenStore opens the folder and removes what an earlier process left half done.
+// OpenStore opens the folder and removes what an earlier process left half
+// done. The caller calls Close.
 func OpenStore(dir string, options Options) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make the folder for ImageBuilders: %w", err)
@@ -81,47 +90,56 @@ func OpenStore(dir string, options Options) (*Store, error) {
 			return nil, fmt.Errorf("remove a half fetched ImageBuilder: %w", err)
 		}
 	}
-	return &Store{dir: dir, options: options, used: map[string]int{}}, nil
+	s := &Store{dir: dir, options: options, stall: 30 * time.Second, pause: time.Second, used: map[string]map[*Tree]bool{}}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	return s, nil
+}
+
+// Close ends what is being fetched and waits until nothing of it is left.
+func (s *Store) Close() {
+	s.stop()
+	s.fetches.Wait()
 }
 
 const quarantine = "quarantine-"
 
 // Tree is an unpacked, verified ImageBuilder. Nobody writes to it: jobs get
-// views. Release gives it back to the store.
+// views.
 type Tree struct {
-	Path    string
-	release func()
+	Path string
+
+	store *Store
+	sum   string
+	stage func(build.Stage)
 }
 
 // Release tells the store that the tree may be removed.
-func (t *Tree) Release() { t.release() }
+func (t *Tree) Release() {
+	t.store.mu.Lock()
+	defer t.store.mu.Unlock()
+	delete(t.store.used[t.sum], t)
+	if len(t.store.used[t.sum]) == 0 {
+		delete(t.store.used, t.sum)
+	}
+}
 
 var checksumPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // Tree returns the unpacked ImageBuilder, fetching it if it is not there.
-// Many callers at once share one fetch. stage is told what is going on.
-// Errors are *build.Failure where upstream or the disk is to blame.
+// Many callers at once share one fetch, and stage of each is told what is going
+// on. The caller releases the tree. Errors are *build.Failure where upstream or
+// the disk is to blame.
 func (s *Store) Tree(ctx context.Context, src Source, stage func(build.Stage)) (*Tree, error) {
 	if !checksumPattern.MatchString(src.SHA256) {
 		return nil, fmt.Errorf("%q is not a SHA-256 checksum", src.SHA256)
 	}
-	tree := s.hold(src.SHA256)
+	tree := s.hold(src.SHA256, stage)
 	if _, err := os.Stat(tree.Path); err == nil {
 		s.touch(src.SHA256)
 		return tree, nil
 	}
 	stage(build.StageDownload)
-	flight := s.flights.DoChan(src.SHA256, func() (any, error) {
-		return nil, s.fetch(context.WithoutCancel(ctx), src, stage)
-	})
-	var err error
-	select {
-	case result := <-flight:
-		err = result.Err
-	case <-ctx.Done():
-		err = ctx.Err()
-	}
-	if err != nil {
+	if err := s.share(ctx, src); err != nil {
 		tree.Release()
 		return nil, err
 	}
@@ -129,18 +147,42 @@ func (s *Store) Tree(ctx context.Context, src Source, stage func(build.Stage)) (
 	return tree, nil
 }
 
-func (s *Store) hold(sum string) *Tree {
+// share waits for the fetch that is under way, or starts it.
+func (s *Store) share(ctx context.Context, src Source) error {
+	s.fetches.Add(1)
+	flight := s.flights.DoChan(src.SHA256, func() (any, error) { return nil, s.fetch(s.ctx, src) })
+	ended := make(chan error, 1)
+	go func() {
+		defer s.fetches.Done()
+		ended <- (<-flight).Err
+	}()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// hold keeps the tree of that checksum, whether it is there yet or not.
+func (s *Store) hold(sum string, stage func(build.Stage)) *Tree {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.used[sum]++
-	release := sync.OnceFunc(func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.used[sum]--; s.used[sum] == 0 {
-			delete(s.used, sum)
-		}
-	})
-	return &Tree{Path: filepath.Join(s.dir, sum, "tree"), release: release}
+	tree := &Tree{Path: filepath.Join(s.dir, sum, "tree"), store: s, sum: sum, stage: stage}
+	if s.used[sum] == nil {
+		s.used[sum] = map[*Tree]bool{}
+	}
+	s.used[sum][tree] = true
+	return tree
+}
+
+// tell tells everybody who waits for the tree what is going on.
+func (s *Store) tell(sum string, stage build.Stage) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for tree := range s.used[sum] {
+		tree.stage(stage)
+	}
 }
 
 // touch notes the time of use, by which trim chooses.
@@ -151,31 +193,39 @@ func (s *Store) touch(sum string) {
 
 // fetch brings the archive into a quarantine folder and makes it visible when
 // its checksum held and all of it is unpacked.
-func (s *Store) fetch(ctx context.Context, src Source, stage func(build.Stage)) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Hour)
+func (s *Store) fetch(ctx context.Context, src Source) error {
+	ctx, cancel := context.WithTimeout(ctx, fetchLimit)
 	defer cancel()
 	folder, err := os.MkdirTemp(s.dir, quarantine)
 	if err != nil {
-		return diskFailure(err)
+		return fault("store an ImageBuilder", err)
 	}
-	defer sandbox.RemoveAll(folder)
+	defer s.remove(folder)
 	packed := filepath.Join(folder, "archive")
 	if err := s.download(ctx, src, packed); err != nil {
 		return err
 	}
-	stage(build.StageUnpack)
+	s.tell(src.SHA256, build.StageUnpack)
 	if err := s.unpack(ctx, src, folder, packed); err != nil {
 		return err
 	}
 	target := filepath.Join(s.dir, src.SHA256)
 	if err := os.Rename(folder, target); err != nil && !errors.Is(err, fs.ErrExist) && !errors.Is(err, syscall.ENOTEMPTY) {
-		return diskFailure(err)
+		return fault("store an ImageBuilder", err)
 	}
 	return nil
 }
 
+func (s *Store) remove(folder string) {
+	if err := sandbox.RemoveAll(folder); err != nil {
+		s.options.Log.Warn("a folder of an ImageBuilder cannot be removed", "error", err)
+	}
+}
+
 // download tries a few times, since mirrors fail now and then.
 func (s *Store) download(ctx context.Context, src Source, to string) error {
+	pauses := backoff.NewExponentialBackOff()
+	pauses.InitialInterval = s.pause
 	tries := 0
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		tries++
@@ -184,7 +234,7 @@ func (s *Store) download(ctx context.Context, src Source, to string) error {
 			s.options.Log.Warn("fetch of an ImageBuilder failed", "name", src.Name, "try", tries, "error", err)
 		}
 		return struct{}{}, err
-	}, backoff.WithMaxTries(fetchTries), backoff.WithBackOff(backoff.NewExponentialBackOff()))
+	}, backoff.WithMaxTries(fetchTries), backoff.WithBackOff(pauses))
 	return err
 }
 
@@ -195,7 +245,7 @@ func (s *Store) downloadOnce(ctx context.Context, src Source, to string) error {
 	if err != nil {
 		return err
 	}
-	stall := time.AfterFunc(stallTime, cancel)
+	stall := time.AfterFunc(s.stall, cancel)
 	defer stall.Stop()
 	resp, err := s.options.Client.Do(req)
 	if err != nil {
@@ -205,35 +255,47 @@ func (s *Store) downloadOnce(ctx context.Context, src Source, to string) error {
 	if resp.StatusCode != http.StatusOK {
 		return upstreamFailure(src, "the server answered %d", resp.StatusCode)
 	}
-	f, err := os.Create(to)
-	if err != nil {
-		return backoff.Permanent(diskFailure(err))
-	}
-	defer f.Close()
-	hash := sha256.New()
-	body := &watched{r: io.LimitReader(resp.Body, maxArchive), timer: stall}
-	n, err := io.Copy(io.MultiWriter(f, hash), body)
+	body := &watched{r: io.LimitReader(resp.Body, maxArchive), timer: stall, stall: s.stall}
+	sum, err := save(to, body)
 	switch {
-	case IsFull(err):
-		return backoff.Permanent(diskFailure(err))
+	case body.err != nil:
+		return upstreamFailure(src, "the transfer broke after %d bytes", body.n)
 	case err != nil:
-		return upstreamFailure(src, "the transfer broke after %d bytes", n)
-	case hex.EncodeToString(hash.Sum(nil)) != src.SHA256:
+		return backoff.Permanent(fault("store an ImageBuilder", err))
+	case sum != src.SHA256:
 		return upstreamFailure(src, "its checksum is not the signed one")
 	}
-	return f.Close()
+	return nil
 }
 
-// watched puts a timer off with each byte that arrives.
+// save writes what it reads into the file and returns its SHA-256.
+func save(to string, body io.Reader) (string, error) {
+	f, err := os.Create(to)
+	if err != nil {
+		return "", err
+	}
+	hash := sha256.New()
+	_, err = io.Copy(io.MultiWriter(f, hash), body)
+	return hex.EncodeToString(hash.Sum(nil)), errors.Join(err, f.Close())
+}
+
+// watched puts a timer off with each byte that arrives, and keeps the reader's
+// error apart from the writer's.
 type watched struct {
 	r     io.Reader
 	timer *time.Timer
+	stall time.Duration
+	n     int64
+	err   error
 }
 
 func (w *watched) Read(p []byte) (int, error) {
 	n, err := w.r.Read(p)
-	if n > 0 {
-		w.timer.Reset(stallTime)
+	if w.n += int64(n); n > 0 {
+		w.timer.Reset(w.stall)
+	}
+	if err != nil && err != io.EOF {
+		w.err = err
 	}
 	return n, err
 }
@@ -241,28 +303,39 @@ func (w *watched) Read(p []byte) (int, error) {
 func (s *Store) unpack(ctx context.Context, src Source, folder, packed string) error {
 	f, err := os.Open(packed)
 	if err != nil {
-		return diskFailure(err)
+		return fault("open an ImageBuilder", err)
 	}
 	defer f.Close()
 	tree := filepath.Join(folder, "tree")
 	if err := os.Mkdir(tree, 0o755); err != nil {
-		return diskFailure(err)
+		return fault("unpack an ImageBuilder", err)
 	}
 	if err := archive.Unpack(ctx, f, src.Name, tree, archive.Limits{}, archive.StripTop); err != nil {
-		if IsFull(err) {
-			return diskFailure(err)
-		}
-		return upstreamFailure(src, "it cannot be unpacked (%v)", err)
+		return unpackFailure(src, err)
 	}
 	if err := os.Remove(packed); err != nil {
-		return diskFailure(err)
+		return fault("unpack an ImageBuilder", err)
 	}
 	size, err := treeSize(tree)
 	if err != nil {
-		return diskFailure(err)
+		return fault("measure an ImageBuilder", err)
 	}
-	return os.WriteFile(filepath.Join(folder, "size"), []byte(strconv.FormatInt(size, 10)), 0o644)
+	err = os.WriteFile(filepath.Join(folder, sizeFile), []byte(strconv.FormatInt(size, 10)), 0o644)
+	return fault("store an ImageBuilder", err)
 }
+
+// unpackFailure tells an archive that is no good from a fault of this machine.
+func unpackFailure(src Source, err error) error {
+	for _, reason := range []error{archive.ErrCorrupt, archive.ErrUnsafe, archive.ErrLimit} {
+		if errors.Is(err, reason) {
+			return upstreamFailure(src, "it cannot be unpacked: %v", reason)
+		}
+	}
+	return fault("unpack an ImageBuilder", err)
+}
+
+// sizeFile lies beside a tree and holds its size in bytes.
+const sizeFile = "size"
 
 // treeSize is what the files of a tree take, in bytes.
 func treeSize(tree string) (size int64, err error) {
@@ -282,27 +355,36 @@ func treeSize(tree string) (size int64, err error) {
 
 // trim removes the trees used longest ago until the rest keeps the budget.
 func (s *Store) trim() {
+	for _, folder := range s.discard() {
+		s.remove(folder)
+	}
+}
+
+// discard moves what is too much away, so that a tree is visible whole or not
+// at all, and returns where it is now.
+func (s *Store) discard() (folders []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	trees, total := s.trees()
 	for _, tree := range trees {
 		if total <= s.options.Budget {
-			return
+			break
 		}
-		if s.used[tree.sum] > 0 {
+		if s.used[tree.sum] != nil {
 			continue
 		}
-		// Moved away first: a tree is visible whole or not at all.
-		away := filepath.Join(s.dir, quarantine+tree.sum)
-		if err := os.Rename(filepath.Join(s.dir, tree.sum), away); err != nil {
+		away, err := os.MkdirTemp(s.dir, quarantine)
+		if err == nil {
+			folders = append(folders, away)
+			err = os.Rename(filepath.Join(s.dir, tree.sum), filepath.Join(away, "old"))
+		}
+		if err != nil {
 			s.options.Log.Warn("an ImageBuilder cannot be removed", "error", err)
-			continue
+			break
 		}
 		total -= tree.size
-		if err := sandbox.RemoveAll(away); err != nil {
-			s.options.Log.Warn("an ImageBuilder cannot be removed", "error", err)
-		}
 	}
+	return folders
 }
 
 type storedTree struct {
@@ -322,7 +404,7 @@ func (s *Store) trees() (list []storedTree, total int64) {
 		if err != nil || !checksumPattern.MatchString(entry.Name()) {
 			continue
 		}
-		text, err := os.ReadFile(filepath.Join(s.dir, entry.Name(), "size"))
+		text, err := os.ReadFile(filepath.Join(s.dir, entry.Name(), sizeFile))
 		if err != nil {
 			continue
 		}
@@ -338,11 +420,21 @@ func upstreamFailure(src Source, format string, args ...any) error {
 	return build.Fail(build.KindUpstream, "The ImageBuilder %s could not be fetched: %s. This is tried again by itself.", src.Name, fmt.Sprintf(format, args...))
 }
 
-func diskFailure(err error) error {
-	if IsFull(err) {
-		return build.Fail(build.KindDisk, "The server's disk is full. Try again later, or tell its operator.")
+// fault is an error of this machine: a full disk is one that clients are told
+// of, any other is for the log alone.
+func fault(doing string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case IsFull(err):
+		return DiskFull()
 	}
-	return fmt.Errorf("store an ImageBuilder: %w", err)
+	return fmt.Errorf("%s: %w", doing, err)
+}
+
+// DiskFull is the failure of a job that found no space.
+func DiskFull() *build.Failure {
+	return build.Fail(build.KindDisk, "The server's disk is full. Try again later, or tell its operator.")
 }
 
 // IsFull tells whether the error comes from a disk without space.

@@ -17,8 +17,8 @@ func sortByUse(list []storedTree) {
 // offers is what a tree can do, read from its own files and not from its
 // version number.
 type offers struct {
-	callImage bool     // the sub-target by which single file systems are chosen
-	checkKeys bool     // local signing keys, which _call_image does not make
+	callImage bool     // the inner target by which single file systems are chosen
+	before    []string // targets that make image runs first, and _call_image does not
 	rootfs    []string // file systems that are switched on, as CONFIG_TARGET_ROOTFS_ names
 	apk       bool     // packages are apk's
 }
@@ -37,7 +37,11 @@ func inspect(tree string) (offers, error) {
 	var o offers
 	err := eachLine(filepath.Join(tree, "Makefile"), func(line string) {
 		o.callImage = o.callImage || strings.HasPrefix(line, "_call_image:")
-		o.checkKeys = o.checkKeys || strings.HasPrefix(line, "_check_keys:")
+		for _, target := range []string{"_check_profile", "_check_keys"} {
+			if strings.Contains(line, target) && !slices.Contains(o.before, target) {
+				o.before = append(o.before, target) // it may be defined in a file that this one includes
+			}
+		}
 	})
 	if err != nil {
 		return o, err
@@ -66,24 +70,28 @@ func eachLine(name string, f func(string)) error {
 }
 
 // only returns the variables that switch every file system off but the wanted
-// one, whether that is possible, and a note if another one takes its place.
-func (o offers) only(wanted string) (variables []string, possible bool, note string) {
-	if wanted == "" || !o.callImage {
-		return nil, false, ""
+// one, and a note if the images will not be what was asked. Without variables
+// the tree makes what it always does.
+func (o offers) only(wanted string) (variables []string, note string) {
+	if wanted == "" {
+		return nil, ""
 	}
 	symbol := rootfsNames[wanted]
 	if symbol == "" || !slices.Contains(o.rootfs, symbol) {
 		note = fmt.Sprintf("This target cannot make %s images; squashfs was built instead.", wanted)
 		symbol = rootfsNames["squashfs"]
-		if !slices.Contains(o.rootfs, symbol) {
-			return nil, false, fmt.Sprintf("This target can make neither %s nor squashfs images; what it makes was built instead.", wanted)
-		}
+	}
+	if !slices.Contains(o.rootfs, symbol) {
+		return nil, fmt.Sprintf("This target can make neither %s nor squashfs images; what it makes was built instead.", wanted)
 	}
 	for _, name := range rootfsNames {
 		if name != symbol && slices.Contains(o.rootfs, name) {
 			variables = append(variables, "CONFIG_TARGET_ROOTFS_"+name+"=")
 		}
 	}
+	if len(variables) > 0 && !o.callImage {
+		return nil, fmt.Sprintf("The ImageBuilder of this version cannot make %s images alone; all were built.", wanted)
+	}
 	slices.Sort(variables)
-	return variables, true, note
+	return variables, note
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/attended-sysupgrade/sysup/builder/sandbox"
@@ -37,11 +38,12 @@ type View struct {
 	// Note says in a sentence what differs from what was asked, if anything.
 	Note string
 
-	plan     *build.Plan
-	setting  Setting
-	box      *sandbox.Job
-	commands [][]string
-	out      string // the output folder on this side
+	plan       *build.Plan
+	setting    Setting
+	box        *sandbox.Job
+	commands   [][]string
+	out        string // the output folder on this side
+	transcript *Transcript
 }
 
 // tools is where the ImageBuilder finds the host's programs.
@@ -55,14 +57,14 @@ func Prepare(ctx context.Context, tree *Tree, plan *build.Plan, setting Setting)
 	}
 	v := &View{plan: plan, setting: setting, out: filepath.Join(setting.Folder, outFolder)}
 	if err := v.folders(); err != nil {
-		return nil, diskFailure(err)
+		return nil, fault("prepare a job's folders", err)
 	}
 	if err := v.writeFeeds(tree.Path, offered.apk); err != nil {
-		return nil, diskFailure(err)
+		return nil, fault("write a job's feeds", err)
 	}
 	v.box, err = sandbox.Prepare(ctx, v.spec(tree))
 	if err != nil {
-		return nil, diskFailure(err)
+		return nil, fault("prepare a view of the ImageBuilder", err)
 	}
 	v.commands, v.Note = v.calls(offered)
 	return v, nil
@@ -115,18 +117,18 @@ func (v *View) environment() []string {
 // make image; with one, the tree's own inner target, which alone lets the
 // others be switched off.
 func (v *View) calls(offered offers) (commands [][]string, note string) {
-	variables, single, note := offered.only(v.plan.Filesystem)
+	variables, note := offered.only(v.plan.Filesystem)
 	if len(v.plan.Repositories)+len(v.plan.RepositoryKeys) > 0 {
 		commands = append(commands, []string{"cp", "-r", v.inside(feedsFolder) + "/.", "."})
 	}
 	common := []string{"BIN_DIR=" + v.inside(outFolder), "EXTRA_IMAGE_NAME=" + v.setting.ExtraName}
 	packages := strings.Join(v.packages(), " ")
-	if !single {
+	if len(variables) == 0 {
 		call := append([]string{"make", "image", "PROFILE=" + v.plan.Profile, "PACKAGES=" + packages}, common...)
 		return append(commands, v.optional(call, "FILES=", "ROOTFS_PARTSIZE=")), note
 	}
-	if offered.checkKeys {
-		commands = append(commands, []string{"make", "-s", "_check_keys"})
+	if len(offered.before) > 0 {
+		commands = append(commands, append([]string{"make", "-s", "PROFILE=" + v.plan.Profile}, offered.before...))
 	}
 	call := append([]string{"make", "-s", "_call_image", "USER_PROFILE=DEVICE_" + v.plan.Profile, "USER_PACKAGES=" + packages}, common...)
 	call = v.optional(call, "USER_FILES=", "CONFIG_TARGET_ROOTFS_PARTSIZE=")
@@ -166,33 +168,47 @@ func (v *View) Command() string {
 // Make runs the calls, writes what they say to log and tells the stages. A
 // *build.Failure says why there will be no images.
 func (v *View) Make(ctx context.Context, log io.Writer, stage func(build.Stage)) error {
-	transcript := NewTranscript(log, stage)
-	stdout, stderr := transcript.Writers()
-	var err error
+	ctx, cancel := context.WithTimeoutCause(ctx, v.setting.TimeLimit, sandbox.ErrTimeLimit)
+	defer cancel()
+	v.transcript = NewTranscript(log, stage)
+	err := v.run(ctx)
+	if exit, ok := errors.AsType[*sandbox.ExitError](err); ok {
+		fmt.Fprintf(log, "[make ended with status %d]\n", exit.Code)
+	}
+	return v.judge(err)
+}
+
+// run runs the calls one after the other; the time limit is that of all.
+func (v *View) run(ctx context.Context) error {
+	defer v.transcript.Flush()
+	stdout, stderr := v.transcript.Writers()
 	for _, call := range v.commands {
-		err = v.box.Run(ctx, sandbox.Command{Args: call, Env: v.environment(), Stdout: stdout, Stderr: stderr})
+		err := v.box.Run(ctx, sandbox.Command{Args: call, Env: v.environment(), Stdout: stdout, Stderr: stderr})
 		if err != nil {
-			break
+			return err
 		}
 	}
-	transcript.Flush()
+	return nil
+}
+
+// judge says what the end of the calls means.
+func (v *View) judge(err error) error {
 	exit, exited := errors.AsType[*sandbox.ExitError](err)
 	switch {
 	case errors.Is(err, sandbox.ErrTimeLimit):
-		return v.words(transcript, build.Fail(build.KindTime, "The ImageBuilder did not finish within %s.", v.setting.TimeLimit))
+		return build.Fail(build.KindTime, "The ImageBuilder did not finish within %s. Ask for fewer packages, or tell the operator of this server.", v.setting.TimeLimit)
+	case errors.Is(err, sandbox.ErrKilled), exited && exit.Signal == syscall.SIGKILL:
+		return wasKilled()
 	case exited:
-		fmt.Fprintf(log, "[make ended with status %d]\n", exit.Code)
-		return v.words(transcript, transcript.Explain())
-	case errors.Is(err, sandbox.ErrKilled):
-		return v.words(transcript, build.Fail(build.KindWorker, "The ImageBuilder was killed, perhaps for want of memory. This is tried again by itself."))
+		return v.transcript.Explain()
 	case err != nil:
-		return diskFailure(err)
+		return fault("run the ImageBuilder", err)
 	}
-	if failure := transcript.Feed(); failure != nil {
-		return v.words(transcript, failure)
+	if failure := v.transcript.Feed(); failure != nil {
+		return failure
 	}
-	if failure := transcript.TooBig(); failure != nil && !v.hasProfiles() {
-		return v.words(transcript, failure)
+	if failure := v.transcript.TooBig(); failure != nil && !v.hasProfiles() {
+		return failure
 	}
 	return nil
 }
@@ -202,9 +218,9 @@ func (v *View) hasProfiles() bool {
 	return err == nil
 }
 
-func (v *View) words(t *Transcript, f *build.Failure) error {
-	f.Stdout, f.Stderr = t.Stdout.String(), t.Stderr.String()
-	return f
+// Tails are the ends of what the calls printed, for people. Make has returned.
+func (v *View) Tails() (stdout, stderr string) {
+	return v.transcript.Stdout.String(), v.transcript.Stderr.String()
 }
 
 // Collect reads what make left.

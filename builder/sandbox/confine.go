@@ -27,19 +27,19 @@ func (o order) confine() error {
 	return dropCapabilities()
 }
 
-// dropCapabilities leaves none that would pass through the command's exec: the bounding, ambient and inheritable sets.
+// dropCapabilities leaves none that would pass through the command's exec: the bounding, inheritable and
+// ambient sets.
 func dropCapabilities() error {
 	for c := uintptr(0); unix.Prctl(unix.PR_CAPBSET_READ, c, 0, 0, 0) == nil; c++ {
 		// Only with CAP_SETPCAP; an ordinary user without a namespace has none to drop, and with no_new_privs gets none.
 		_ = unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
 	}
-	_ = unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) // none before Linux 4.3
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var sets [2]unix.CapUserData
 	if err := unix.Capget(&header, &sets[0]); err != nil {
 		return fmt.Errorf("capget: %w", err)
 	}
-	sets[0].Inheritable, sets[1].Inheritable = 0, 0
+	sets[0].Inheritable, sets[1].Inheritable = 0, 0 // which takes the ambient ones along
 	if err := unix.Capset(&header, &sets[0]); err != nil {
 		return fmt.Errorf("capset: %w", err)
 	}

@@ -112,18 +112,3 @@ func (c *copier) finish(to copied) error {
 	stamp := unix.NsecToTimespec(to.info.ModTime().UnixNano())
 	return errors.Join(err, unix.UtimesNanoAt(unix.AT_FDCWD, to.path, []unix.Timespec{stamp, stamp}, unix.AT_SYMLINK_NOFOLLOW))
 }
-
-// RemoveAll removes dir as os.RemoveAll does, and also the closed folders in it, such as those of an overlay, that only
-// root may remove without opening them first. It is for what jobs left when the server died.
-func RemoveAll(dir string) error {
-	if err := os.RemoveAll(dir); !errors.Is(err, fs.ErrPermission) {
-		return err
-	}
-	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, _ error) error {
-		if d != nil && d.IsDir() {
-			_ = os.Chmod(path, 0o700)
-		}
-		return nil
-	})
-	return os.RemoveAll(dir)
-}

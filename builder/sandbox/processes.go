@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -18,25 +19,28 @@ import (
 // killAll ends every descendant of this process.
 func (o order) killAll() {
 	for {
-		if o.Drop {
-			killUser(o.Spec.UID)
+		pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil)
+		if errors.Is(err, syscall.ECHILD) {
+			return
 		}
+		if pid <= 0 {
+			o.kill()
+			time.Sleep(time.Millisecond)
+		}
+	}
+}
+
+func (o order) kill() {
+	if o.Drop {
+		killUser(o.Spec.UID)
+	} else {
 		killDescendants()
-		for {
-			pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil)
-			if errors.Is(err, syscall.ECHILD) {
-				return
-			}
-			if pid <= 0 {
-				break
-			}
-		}
-		time.Sleep(time.Millisecond)
 	}
 }
 
 // killUser kills all processes of the user at once, in the kernel: a process that does nothing but fork cannot outrun
-// it. It does so as that user, on a thread that then ends.
+// it. It does so as that user, on a thread that then ends. The caller has locked the main thread, which would not end
+// but stay that user's, and by it the whole process.
 func killUser(uid int) {
 	done := make(chan struct{})
 	go func() {
@@ -60,19 +64,34 @@ func hasCapabilities() bool {
 }
 
 func killDescendants() {
-	children := map[int][]int{}
+	children := map[int][]process{}
 	for _, p := range processes() {
-		children[p.parent] = append(children[p.parent], p.pid)
+		children[p.parent] = append(children[p.parent], p)
 	}
 	for next := children[os.Getpid()]; len(next) > 0; next = next[1:] {
-		_ = unix.Kill(next[0], unix.SIGKILL)
-		next = append(next, children[next[0]]...)
+		next[0].kill()
+		next = append(next, children[next[0].pid]...)
 	}
 }
 
-type process struct{ pid, parent, threads int }
+type process struct {
+	pid, parent, threads int
+	started              string // since boot; with the pid it tells processes apart
+}
 
-// processes lists what /proc shows, by proc_pid_stat(5).
+// kill kills this process and no later one that got its pid.
+func (p process) kill() {
+	fd, err := unix.PidfdOpen(p.pid, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	if now, err := readProcess(p.pid); err == nil && now.started == p.started {
+		_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+	}
+}
+
+// processes lists what /proc shows.
 func processes() []process {
 	entries, _ := os.ReadDir("/proc")
 	var list []process
@@ -81,17 +100,27 @@ func processes() []process {
 		if err != nil {
 			continue
 		}
-		stat, _ := os.ReadFile("/proc/" + e.Name() + "/stat")
-		// After the name, which may hold anything: state, parent, …, the number of threads as the 18th.
-		fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-		if len(fields) < 18 {
-			continue // it is gone
+		if p, err := readProcess(pid); err == nil {
+			list = append(list, p)
 		}
-		parent, _ := strconv.Atoi(string(fields[1]))
-		threads, _ := strconv.Atoi(string(fields[17]))
-		list = append(list, process{pid, parent, threads})
 	}
 	return list
+}
+
+// readProcess reads proc_pid_stat(5): after the name, which may hold anything, come the state, the parent, as 18th field
+// the number of threads and as 20th the start.
+func readProcess(pid int) (process, error) {
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return process{}, err
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) < 20 {
+		return process{}, os.ErrNotExist
+	}
+	parent, _ := strconv.Atoi(fields[1])
+	threads, _ := strconv.Atoi(fields[17])
+	return process{pid, parent, threads, fields[19]}, nil
 }
 
 func threadsOf(uid int) int {

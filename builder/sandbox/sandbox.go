@@ -1,7 +1,7 @@
 // Package sandbox runs commands of a build in a view of an ImageBuilder's tree that they cannot damage for the next
 // build, as another user where possible, and leaves nothing of them behind.
 //
-// The program re-executes itself as the sandbox's first process: its main, and TestMain of tests, call Init first.
+// The program re-executes itself as the sandbox's first process, under another name; see Init.
 package sandbox
 
 import (

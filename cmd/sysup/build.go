@@ -128,7 +128,9 @@ func (c *buildCmd) answers(signed build.Provenance) error {
 // fits tells whether the profile is the one asked for, by its name or by that
 // of a board that it supports. A generic one is for all boards of its target.
 func (c *buildCmd) fits(signed build.Provenance) bool {
-	same := func(board string) bool { return strings.ReplaceAll(board, ",", "_") == strings.ReplaceAll(c.Profile, ",", "_") }
+	same := func(board string) bool {
+		return strings.ReplaceAll(board, ",", "_") == strings.ReplaceAll(c.Profile, ",", "_")
+	}
 	profile := signed.Plan.Profile
 	return c.Profile == "" || profile == "generic" || same(profile) || slices.ContainsFunc(signed.Result.Profile.SupportedDevices, same)
 }
@@ -232,8 +234,18 @@ func (s *screen) begin(name string, total int64) {
 		fmt.Fprintln(s.out, "download:", name)
 		return
 	}
-	s.bar = progressbar.NewOptions64(total, progressbar.OptionSetWriter(s.out), progressbar.OptionSetDescription(name),
-		progressbar.OptionShowBytes(true), progressbar.OptionSetWidth(30), progressbar.OptionOnCompletion(func() { fmt.Fprintln(s.out) }))
+	s.bar = progressbar.NewOptions64(total, progressbar.OptionSetWriter(s.out), progressbar.OptionSetDescription(label(name)),
+		progressbar.OptionShowBytes(true), progressbar.OptionSetPredictTime(false), progressbar.OptionSetWidth(15),
+		progressbar.OptionOnCompletion(func() { fmt.Fprintln(s.out) }))
+}
+
+// label is a file's name as a terminal has room for it: all images begin alike.
+func label(name string) string {
+	const room = 36
+	if len(name) > room {
+		name = "..." + name[len(name)-room+3:]
+	}
+	return fmt.Sprintf("%-*s", room, name)
 }
 
 type verifyCmd struct {

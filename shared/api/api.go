@@ -10,6 +10,7 @@ package api
 
 import (
 	"context"
+	"crypto/sha256"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -64,10 +65,15 @@ type server struct {
 	allowed []*url.URL
 	bodies  *lru.Cache[bodyKey, []byte] // encoded answers about done builds
 	offer   atomic.Pointer[offer]       // the encoded overview
+
+	requests *lru.Cache[[sha256.Size]byte, build.Request] // decoded, by their bodies' sums
 }
 
-// keptBodies bounds the cache of encoded answers; one takes some 30 KB.
-const keptBodies = 256
+const (
+	keptBodies   = 256      // of encoded answers; one takes some 30 KB
+	keptRequests = 256      // as many requests
+	keptRequest  = 16 << 10 // bytes of the largest body of a kept request
+)
 
 // New returns the handler of every route.
 func New(c Config) http.Handler {
@@ -78,7 +84,11 @@ func New(c Config) http.Handler {
 	if err != nil {
 		panic(err) // the size is ours
 	}
-	s := &server{Config: c, mux: http.NewServeMux(), allowed: parseAllowed(c.RepositoryAllow), bodies: bodies}
+	requests, err := lru.New[[sha256.Size]byte, build.Request](keptRequests)
+	if err != nil {
+		panic(err) // as above
+	}
+	s := &server{Config: c, mux: http.NewServeMux(), allowed: parseAllowed(c.RepositoryAllow), bodies: bodies, requests: requests}
 	for _, r := range s.routes() {
 		s.handle(r)
 	}

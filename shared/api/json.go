@@ -25,8 +25,18 @@ func invalid(format string, args ...any) error {
 }
 
 // readObject reads the body as one JSON object, whatever its Content-Type
-// says and with or without a Content-Length. The error is a Refusal.
+// says. The error is a Refusal.
 func readObject(w *response, r *http.Request) (object, error) {
+	body, err := readBody(w, r)
+	if err != nil {
+		return nil, err
+	}
+	return parseObject(body)
+}
+
+// readBody reads a body with or without a Content-Length. The error is a
+// Refusal.
+func readBody(w *response, r *http.Request) ([]byte, error) {
 	var b bytes.Buffer
 	if r.ContentLength > 0 {
 		b.Grow(int(min(r.ContentLength, maxBody)) + bytes.MinRead)
@@ -38,7 +48,7 @@ func readObject(w *response, r *http.Request) (object, error) {
 	if err != nil {
 		return nil, invalid("The body did not arrive whole.")
 	}
-	return parseObject(b.Bytes())
+	return b.Bytes(), nil
 }
 
 // object is a JSON object in its order. A value is nil, bool, string,
@@ -62,7 +72,7 @@ func parseObject(b []byte) (object, error) {
 	case !json.Valid(b):
 		return nil, invalid("The body is not valid JSON: %v.", json.Unmarshal(b, new(json.RawMessage)))
 	}
-	c := cursor{b: b}
+	c := cursor{b: string(b)}
 	value := c.value(maxDepth)
 	if c.err != nil {
 		return nil, c.err
@@ -75,19 +85,22 @@ func parseObject(b []byte) (object, error) {
 }
 
 // cursor walks over JSON that is known to be valid and keeps the first error.
+// The texts it returns are parts of the one it walks over.
 type cursor struct {
-	b   []byte // what is left
+	b   string // what is left
 	err error
 }
 
 // next passes over white space and returns the byte after it.
 func (c *cursor) next() byte {
-	c.b = bytes.TrimLeft(c.b, " \t\r\n")
+	for c.b[0] <= ' ' {
+		c.b = c.b[1:]
+	}
 	return c.b[0]
 }
 
 // take returns the next n bytes and passes over them.
-func (c *cursor) take(n int) []byte {
+func (c *cursor) take(n int) string {
 	taken := c.b[:n]
 	c.b = c.b[n:]
 	return taken
@@ -187,17 +200,17 @@ func (c *cursor) text() string {
 	}
 	quoted := c.take(end + 1)
 	if !escaped {
-		return string(quoted[1:end])
+		return quoted[1:end]
 	}
 	var text string
-	if err := json.Unmarshal(quoted, &text); err != nil {
+	if err := json.Unmarshal([]byte(quoted), &text); err != nil {
 		c.err = invalid("The body's JSON has a text that cannot be read.")
 	}
 	return text
 }
 
 func (c *cursor) number() json.Number {
-	end := bytes.IndexFunc(c.b, func(r rune) bool { return !strings.ContainsRune("+-.0123456789eE", r) })
+	end := strings.IndexFunc(c.b, func(r rune) bool { return !strings.ContainsRune("+-.0123456789eE", r) })
 	if end < 0 {
 		end = len(c.b)
 	}

@@ -56,12 +56,12 @@ func isApk(name string) bool { return strings.HasPrefix(name, "apk-") }
 // no image, so it is left out of the plan. A list that adds nothing does not count as one:
 // "exactly these packages: none" would be a router without software.
 func Resolve(r *Request, facts Facts, settings []string, canonical func(string) string) Plan {
-	canonical = once(canonical)
+	canonical = once(canonical, len(r.Packages)+len(facts.Defaults))
 	add, remove := wanted(r, canonical)
 	for name := range remove {
 		delete(add, name)
 	}
-	d := set{}
+	d := make(set, len(facts.Defaults))
 	for _, name := range facts.Defaults {
 		d[canonical(name)] = true
 	}
@@ -94,8 +94,8 @@ func Resolve(r *Request, facts Facts, settings []string, canonical func(string) 
 
 // once asks only once for each name: most are in the list, among the versions
 // and in D.
-func once(canonical func(string) string) func(string) string {
-	known := map[string]string{}
+func once(canonical func(string) string, names int) func(string) string {
+	known := make(map[string]string, names)
 	return func(name string) string {
 		result, ok := known[name]
 		if !ok {
@@ -108,7 +108,7 @@ func once(canonical func(string) string) func(string) string {
 
 // wanted reads the two package lists of a request.
 func wanted(r *Request, canonical func(string) string) (add, remove set) {
-	add, remove = set{}, set{}
+	add, remove = make(set, len(r.Packages)), set{}
 	for _, entry := range r.Packages {
 		name, _, _ := splitPackage(entry)
 		if strings.HasPrefix(entry, "-") {
@@ -135,7 +135,7 @@ func protect(add, remove set) {
 }
 
 func pins(versions map[string]string, canonical func(string) string) []Pin {
-	var list []Pin
+	list := slices.Grow([]Pin(nil), len(versions))
 	for name, version := range versions {
 		list = append(list, Pin{Name: canonical(name), Version: version})
 	}

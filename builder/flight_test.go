@@ -1,0 +1,111 @@
+package builder
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/attended-sysupgrade/sysup/shared/build"
+	"github.com/attended-sysupgrade/sysup/shared/build/buildtest"
+)
+
+// airborne is a claimed build whose heartbeat runs, on fakes.
+type airborne struct {
+	*flight
+	queue  *buildtest.MemoryQueue
+	faults *buildtest.Faults
+	job    context.Context
+	stop   func()
+}
+
+func takeOff(t *testing.T) airborne {
+	t.Helper()
+	records, faults := buildtest.NewRecords(t), &buildtest.Faults{}
+	queue := buildtest.NewQueue(t, build.Lease)
+	rec := buildtest.NewRecord()
+	err := errors.Join(records.Create(t.Context(), rec), queue.Send(t.Context(), rec.ID, build.ClassBulk, ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := queue.Receive(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := New("worker", Config{Records: faults.Records(records), Queue: queue, Log: slog.New(slog.DiscardHandler)})
+	f, err := w.claim(t.Context(), rec, build.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	job, cancel := context.WithCancelCause(t.Context())
+	stopped := w.keepAlive(job, cancel, f, m)
+	return airborne{f, queue, faults, job, func() {
+		cancel(errEnded)
+		<-stopped
+	}}
+}
+
+func (a airborne) stored(t *testing.T) build.Record {
+	t.Helper()
+	rec, err := a.records.Get(t.Context(), a.record().ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rec
+}
+
+// TestHeartbeat: while a job runs its lease never ends, its message stays
+// hidden, and the record says what it is doing.
+func TestHeartbeat(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := takeOff(t)
+		a.stage(build.StageDownload)
+		a.stage(build.StageImage) // at once: the newest word wins
+		for range 100 {
+			time.Sleep(3 * time.Second)
+			synctest.Wait()
+			rec := a.stored(t)
+			if left := time.Until(rec.LeaseUntil); left < build.Lease/2 || rec.Stage != build.StageImage || rec.Attempt != a.attempt {
+				t.Fatalf("the lease ends in %s, the stage is %q", left, rec.Stage)
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := a.queue.Receive(ctx); err == nil {
+			t.Error("the message has become available")
+		}
+		a.stop()
+	})
+}
+
+// TestHeartbeatFails: faults of the records are endured until the lease is
+// over, then the job ends; and it ends at once if the build is another's.
+func TestHeartbeatFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := takeOff(t)
+		const broken = 1000
+		for n := range broken {
+			a.faults.On(buildtest.OpReplace, a.faults.Calls(buildtest.OpReplace)+1+n, buildtest.FailsBefore)
+		}
+		begin := time.Now()
+		<-a.job.Done()
+		if lasted := time.Since(begin); lasted < build.Lease || lasted > build.Lease+build.Heartbeat || !errors.Is(context.Cause(a.job), build.ErrConflict) {
+			t.Errorf("the job lasted %s and ended by %v", lasted, context.Cause(a.job))
+		}
+		a.stop()
+
+		a = takeOff(t)
+		rec := a.stored(t)
+		if err := a.records.Replace(t.Context(), rec, rec.Claim("thief", build.NewAttempt(), build.Now())); err != nil {
+			t.Fatal(err)
+		}
+		begin = time.Now()
+		<-a.job.Done()
+		if lasted := time.Since(begin); lasted > build.Heartbeat || !errors.Is(context.Cause(a.job), build.ErrConflict) {
+			t.Errorf("taken over, the job lasted %s and ended by %v", lasted, context.Cause(a.job))
+		}
+		a.stop()
+	})
+}
