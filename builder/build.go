@@ -106,7 +106,7 @@ func (j *job) make(ctx context.Context) error {
 	var view *imagebuilder.View
 	err = j.step(build.StepView, func() (err error) {
 		view, err = imagebuilder.Prepare(ctx, tree, &j.rec.Plan, imagebuilder.Setting{
-			Folder: j.folder, ExtraName: string(j.rec.ID[:12]), Confinement: j.Sandbox, TimeLimit: j.TimeLimit,
+			Folder: j.folder, ExtraName: string(j.rec.ID[:12]), Confinement: j.Sandbox, TimeLimit: j.TimeLimit, Upstream: j.Upstream,
 		})
 		return err
 	})

@@ -371,11 +371,16 @@ func request(packages ...string) build.Request {
 // plan resolves a request as the API does, but refuses nothing.
 func (s *site) plan(r build.Request) build.Plan {
 	s.Helper()
-	device, err := s.catalog.Device(s.Context(), r.Version, r.Target, r.Profile, "")
-	if err != nil {
-		s.Fatal(err)
+	for begin := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		device, err := s.catalog.Device(s.Context(), r.Version, r.Target, r.Profile, "")
+		if err == nil {
+			return build.Resolve(&r, device.Facts, nil, device.Canonical)
+		}
+		// A busy machine may take longer to fetch than a client is made to wait.
+		if refusal, ok := errors.AsType[*build.Refusal](err); !ok || refusal.Code != build.CodeUnavailable || time.Since(begin) > time.Minute {
+			s.Fatal(err)
+		}
 	}
-	return build.Resolve(&r, device.Facts, nil, device.Canonical)
 }
 
 func (s *site) submit(r build.Request) build.ID { return s.submitPlan(s.plan(r)) }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -31,20 +32,9 @@ func (j *job) publish(ctx context.Context) (*build.Result, error) {
 		j.discard(ctx)
 		return nil, err
 	}
-	err = j.step(build.StepSeal, func() error {
-		if err := j.flight.held(ctx); err != nil {
-			j.discard(ctx)
-			return err
-		}
-		return j.put(ctx, result.Prefix+usign.BuildFile, bytes.NewReader(provenance), build.PolicyJSON)
-	})
-	if err != nil {
-		return nil, err
-	}
 	return result, j.index(ctx, j.rec, result)
 }
 
-// store signs and stores everything but the provenance.
 func (j *job) store(ctx context.Context, result *build.Result, provenance []byte) error {
 	var signed map[string][]byte
 	err := j.step(build.StepSign, func() (err error) {
@@ -54,21 +44,37 @@ func (j *job) store(ctx context.Context, result *build.Result, provenance []byte
 	if err != nil {
 		return err
 	}
-	return j.step(build.StepUpload, func() error {
-		if err := j.flight.held(ctx); err != nil {
-			return err
-		}
-		return j.upload(ctx, result, signed)
+	err = j.heldStep(ctx, build.StepUpload, func() error { return j.upload(ctx, result, signed) })
+	if err != nil {
+		return err
+	}
+	return j.heldStep(ctx, build.StepSeal, func() error {
+		return j.put(ctx, result.Prefix+usign.BuildFile, bytes.NewReader(provenance), build.PolicyJSON)
 	})
 }
 
-// discard removes what was stored of an attempt that will not be complete, so
-// that a full disk does not stay full for a day. Not to be called once
-// build.json may be there: another worker could already have finished that
-// attempt.
+// heldStep is a step that is not begun if the build is somebody else's by now.
+func (j *job) heldStep(ctx context.Context, step build.Step, f func() error) error {
+	return j.step(step, func() error {
+		if err := j.flight.held(ctx); err != nil {
+			return err
+		}
+		return f()
+	})
+}
+
+// discard removes what was stored of an attempt that did not become complete,
+// so that a full disk does not stay full for a day. If its build.json may be
+// there it is complete, and another worker could have finished it already.
 func (j *job) discard(ctx context.Context) {
 	ctx, done := context.WithTimeout(context.WithoutCancel(ctx), wrapUp)
 	defer done()
+	if r, _, err := j.Objects.Open(ctx, j.prefix()+usign.BuildFile); !errors.Is(err, build.ErrNotFound) {
+		if err == nil {
+			r.Close()
+		}
+		return
+	}
 	for info, err := range j.Objects.List(ctx, j.prefix()) {
 		if err == nil {
 			err = j.Objects.Delete(ctx, info.Key)

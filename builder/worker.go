@@ -17,7 +17,7 @@ import (
 	"github.com/attended-sysupgrade/sysup/shared/usign"
 )
 
-// Config is what a Worker works with. All fields but Hook are needed.
+// Config is what a Worker works with. All fields but Upstream and Hook are needed.
 type Config struct {
 	Records    build.Records
 	Queue      build.Queue
@@ -29,6 +29,7 @@ type Config struct {
 	Scratch    string            // folder for jobs, of this worker alone
 	Sandbox    imagebuilder.Confinement
 	TimeLimit  time.Duration // of one job's make
+	Upstream   string        // where packages come from; "" = where the ImageBuilders say
 	Lifetimes  build.Lifetimes
 	Log        *slog.Logger
 	Hook       build.Hook

@@ -1,8 +1,9 @@
 package imagebuilder
 
 import (
-	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,11 +13,21 @@ import (
 )
 
 // writeFeeds makes what is copied over the tree before make runs: the list of
-// feeds with those of the plan, and the keys that they are signed with. Both
-// hold for this job only.
-func (v *View) writeFeeds(tree string, apk bool) error {
-	if len(v.plan.Repositories) > 0 {
-		if err := v.writeList(tree, apk); err != nil {
+// feeds, where it is to be another one than the tree's, and the keys that the
+// plan's are signed with. Both hold for this job only.
+func (v *View) writeFeeds(tree string) error {
+	file := "repositories.conf"
+	if v.offered.apk {
+		file = "repositories"
+	}
+	text, err := os.ReadFile(filepath.Join(tree, file))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	list := v.feeds(string(text))
+	v.ownFeeds = list != string(text) || len(v.plan.RepositoryKeys) > 0
+	if list != string(text) {
+		if err := os.WriteFile(filepath.Join(v.folder(feedsFolder), file), []byte(list), 0o644); err != nil {
 			return err
 		}
 	}
@@ -32,30 +43,36 @@ func (v *View) writeFeeds(tree string, apk bool) error {
 	return nil
 }
 
-func (v *View) writeList(tree string, apk bool) error {
-	file := "repositories.conf"
-	if apk {
-		file = "repositories"
-	}
-	var list bytes.Buffer
+// openwrt is what OpenWrt's trees have in their lists of feeds, whichever
+// mirror they come from. Signatures of feeds do not cover addresses.
+const openwrt = "https://downloads.openwrt.org"
+
+// feeds returns the list of feeds for this job, made from the tree's.
+func (v *View) feeds(tree string) string {
+	var list strings.Builder
 	for _, repo := range v.plan.Repositories {
-		if !apk {
-			fmt.Fprintf(&list, "src/gz %s %s\n", repo.Name, repo.URL)
-		} else if strings.HasSuffix(repo.URL, ".adb") {
-			fmt.Fprintln(&list, repo.URL)
-		} else {
-			fmt.Fprintf(&list, "%s/packages.adb\n", strings.TrimSuffix(repo.URL, "/"))
-		}
+		list.WriteString(feedLine(repo, v.offered.apk) + "\n")
 	}
-	err := eachLine(filepath.Join(tree, file), func(line string) {
-		if v.plan.RepositoriesMode == "append" || !isFeed(line, apk) {
-			fmt.Fprintln(&list, line)
+	for line := range strings.Lines(tree) {
+		if v.plan.RepositoriesMode == "replace" && isFeed(line, v.offered.apk) {
+			continue
 		}
-	})
-	if err != nil {
-		return err
+		if v.setting.Upstream != "" {
+			line = strings.Replace(line, openwrt+"/", v.setting.Upstream+"/", 1)
+		}
+		list.WriteString(line)
 	}
-	return os.WriteFile(filepath.Join(v.folder(feedsFolder), file), list.Bytes(), 0o644)
+	return list.String()
+}
+
+func feedLine(repo build.Repository, apk bool) string {
+	switch {
+	case !apk:
+		return "src/gz " + repo.Name + " " + repo.URL
+	case strings.HasSuffix(repo.URL, ".adb"):
+		return repo.URL
+	}
+	return strings.TrimSuffix(repo.URL, "/") + "/packages.adb"
 }
 
 // isFeed tells the lines that "replace" takes out: feeds on the network, not

@@ -26,6 +26,7 @@ type Transcript struct {
 	log            io.Writer
 	logged         int
 	stage          func(build.Stage)
+	hopeless       func() // called once it is certain that there will be no images
 	evidence       evidence
 	streams        []*lines
 	Stdout, Stderr tail
@@ -33,7 +34,7 @@ type Transcript struct {
 
 // NewTranscript writes the whole output to log, up to 8 MiB.
 func NewTranscript(log io.Writer, stage func(build.Stage)) *Transcript {
-	return &Transcript{log: log, stage: stage}
+	return &Transcript{log: log, stage: stage, hopeless: func() {}}
 }
 
 // Writers are what make's two streams go to.
@@ -67,6 +68,9 @@ func (t *Transcript) line(line []byte, to *tail) {
 		t.stage(build.StageImage)
 	}
 	t.evidence.see(text[:min(len(text), maxSentence)])
+	if t.evidence.feed+t.evidence.disk != "" {
+		t.hopeless()
+	}
 }
 
 // lines cuts a stream into lines; one that is too long is passed on in parts.
@@ -122,6 +126,7 @@ type evidence struct {
 	clash, clashFile    string
 	missing, missingFor string
 	tooBig, killed      string
+	script              string // package whose install script failed
 
 	// What reports of several lines said in an earlier one.
 	opkgNeeds, apkMissing, apkSubject string
@@ -139,7 +144,7 @@ var (
 		regexp.MustCompile(`opkg_download(_pkg)?: Failed to download `),
 		regexp.MustCompile(`Package ` + name + ` (sha256sum|md5sum|size) mismatch`),
 		regexp.MustCompile(`^(ERROR|WARNING): .*(UNTRUSTED signature|BAD signature|BAD archive|integrity error)`),
-		regexp.MustCompile(`^WARNING: (updating|opening|updating and opening) https?://`),
+		regexp.MustCompile(`^WARNING: (updating|opening|updating and opening|opening from cache) https?://`),
 		regexp.MustCompile(`^ERROR: wget: exited with error `),
 		regexp.MustCompile(`^ERROR: .*(network error|I/O error|IO ERROR|temporary (error|failure)|transient error|remote server|unexpected end of file|not found \(try 'apk update'\))`),
 	}
@@ -154,11 +159,15 @@ var (
 	opkgMissing    = regexp.MustCompile(`cannot find dependency ` + name + ` for ` + name)
 	opkgNeeds      = regexp.MustCompile(`Cannot satisfy the following dependencies for ` + name + `:`)
 	opkgNeeded     = regexp.MustCompile(`^ \*\s+(?:[a-z_]+:\s+)?` + name + `(?: \([^)]*\))? \*`)
+	opkgScript     = regexp.MustCompile(`(?:postinst script \S*/|opkg_configure: )` + name + `\.postinst (?:has failed|returned)`)
+	apkScript      = regexp.MustCompile(`postinst script \S*/` + name + `\.X[0-9a-f]+\.post-install has failed`)
+	apkClash       = regexp.MustCompile(`^ERROR: ` + name + `: trying to overwrite ([A-Za-z0-9_.+@/-]{1,200}) owned by ` + name + `\.$`)
 	apkNoPackage   = regexp.MustCompile(`^\s*` + name + ` \(no such package\):`)
 	apkRequired    = regexp.MustCompile(`required by: ` + name + `\[`)
 	apkSubject     = regexp.MustCompile(`^\s*` + name + `:$`)
 	apkBreaks      = regexp.MustCompile(`(?:breaks|conflicts): ` + name + `\[`)
-	tooBigLines    = regexp.MustCompile(`is too big: [0-9]+ > [0-9]+|ext4_allocate_best_fit_partial|Could not allocate block in ext2|rootfs image is too big`)
+	tooBigLines    = regexp.MustCompile(`is too big: [0-9 ]*> [0-9]+|images are too big by [0-9]+ bytes|file-system partition too big|ext4_allocate_best_fit_partial|Could not allocate block in ext2|rootfs image is too big`)
+	tooBigBy       = regexp.MustCompile(`images are too big by ([0-9]+) bytes`)
 	tooBigFigures  = regexp.MustCompile(`is too big: ([0-9]+) > ([0-9]+)`)
 	apkVersionTail = regexp.MustCompile(`-[0-9][A-Za-z0-9._~]*-r[0-9]+$`)
 )
@@ -194,11 +203,18 @@ func (e *evidence) seeOpkg(line string) {
 		e.missing, e.missingFor = m[1], e.opkgNeeds
 	}
 	first(&e.opkgNeeds, opkgNeeds, line)
+	first(&e.script, opkgScript, line)
 }
 
 // seeApk reads apk's reports, where the package and what is wrong with it
 // stand in different lines.
 func (e *evidence) seeApk(line string) {
+	if m := apkClash.FindStringSubmatch(line); m != nil && e.clash == "" {
+		e.clash, e.clashFile, e.with = apkName(m[1]), "/"+m[2], apkName(m[3])
+	}
+	if m := apkScript.FindStringSubmatch(line); m != nil && e.script == "" {
+		e.script = apkName(m[1])
+	}
 	if m := apkNoPackage.FindStringSubmatch(line); m != nil {
 		e.apkMissing = m[1]
 	}
@@ -287,6 +303,8 @@ func (e *evidence) explain() *build.Failure {
 		return about(e.missingFor, build.Fail(build.KindMissing, "%s needs %s, which this version does not have. Leave %s out.", e.missingFor, e.missing, e.missingFor))
 	case e.unknown != "":
 		return about(e.unknown, build.Fail(build.KindUnknownPackage, "This version has no package %s. Leave it out or look up its new name.", e.unknown))
+	case e.script != "":
+		return about(e.script, build.Fail(build.KindBuild, "The install script of %s fails. Leave %s out, or tell those who look after it.", e.script, e.script))
 	case e.tooBig != "":
 		return tooBig(e.tooBig)
 	case e.killed != "":
@@ -302,6 +320,9 @@ func wasKilled() *build.Failure {
 func tooBig(line string) *build.Failure {
 	if m := tooBigFigures.FindStringSubmatch(line); m != nil {
 		return build.Fail(build.KindTooBig, "The images are too big for this device: %s bytes, where %s fit. Leave packages out.", m[1], m[2])
+	}
+	if m := tooBigBy.FindStringSubmatch(line); m != nil {
+		return build.Fail(build.KindTooBig, "The images are too big for this device by %s bytes. Leave packages out.", m[1])
 	}
 	return build.Fail(build.KindTooBig, "The images are too big: the packages do not fit into the root file system. Leave packages out, or ask for a larger one by rootfs_size_mb where the device has room.")
 }

@@ -40,6 +40,13 @@ func TestExplain(t *testing.T) {
 		{"apk names in conflict", "", "ERROR: unable to select packages:\n  wget-nossl-1.24.5-r1:\n    conflicts: wget-ssl-1.24.5-r1[wget=1.24.5-r1]\n    satisfies: world[wget-nossl]\n", build.KindConflict, "wget-nossl", []string{"wget-nossl and wget-ssl exclude"}},
 		{"a tool was killed", "", "make[2]: *** [Makefile:199: build_image] Killed\nmake[1]: *** [Makefile:150: _call_image] Error 2\n", build.KindWorker, "", []string{"killed"}},
 		{"the shell that ran it says so", "", "make[1]: *** [Makefile:59: _call_image] Error 137\n", build.KindWorker, "", nil},
+		{"apk clash", "", "ERROR: clash-b-1.0-r1: trying to overwrite usr/share/clashing owned by clash-a-1.0-r1.\n", build.KindConflict, "clash-b", []string{"clash-b and clash-a", "file /usr/share/clashing "}},
+		{"opkg script", "", "postinst script ./usr/lib/opkg/info/postinst-fails.postinst has failed with exit code 7\n", build.KindBuild, "postinst-fails", []string{"install script of postinst-fails"}},
+		{"opkg script at install", "", " * pkg_run_script: package \"postinst-fails\" postinst script returned status 7.\n * opkg_configure: postinst-fails.postinst returned 7.\n", build.KindBuild, "postinst-fails", nil},
+		{"apk script", "", "postinst script ./lib/apk/db/postinst-fails-1.0-r1.X16b8aa.post-install has failed with exit code 7\n", build.KindBuild, "postinst-fails", nil},
+		{"too big, first figure missing", "    WARNING: Image file x-sysupgrade.bin is too big:  > 15728640\n", "", build.KindTooBig, "", []string{"too big"}},
+		{"too big by", "", "[mktplinkfw] *** error: images are too big by 4848417 bytes\n", build.KindTooBig, "", []string{"by 4848417 bytes"}},
+		{"apk feed from cache", "", "WARNING: opening from cache http://x/packages.adb: No such file or directory\n", build.KindUpstream, "", nil},
 		{"disk full", "", "cp: error writing '/x': No space left on device\n", build.KindDisk, "", nil},
 		{"nothing known", "make: *** [Makefile:10: image] Error 2", "", build.KindBuild, "", []string{"log"}},
 	} {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -21,6 +22,9 @@ type offers struct {
 	before    []string // targets that make image runs first, and _call_image does not
 	rootfs    []string // file systems that are switched on, as CONFIG_TARGET_ROOTFS_ names
 	apk       bool     // packages are apk's
+
+	partitioned bool // images are disks whose root file system has a partition
+	partition   int  // its size in MiB
 }
 
 // rootfsNames translates what clients call a file system into the name of its
@@ -50,6 +54,10 @@ func inspect(tree string) (offers, error) {
 		if name, ok := strings.CutPrefix(line, "CONFIG_TARGET_ROOTFS_"); ok && strings.HasSuffix(name, "=y") {
 			o.rootfs = append(o.rootfs, strings.TrimSuffix(name, "=y"))
 		}
+		if size, ok := strings.CutPrefix(line, "CONFIG_TARGET_ROOTFS_PARTSIZE="); ok {
+			o.partition, _ = strconv.Atoi(size)
+		}
+		o.partitioned = o.partitioned || line == "CONFIG_USES_ROOTFS_PART=y"
 		o.apk = o.apk || line == "CONFIG_USE_APK=y"
 	})
 	return o, err

@@ -1,7 +1,9 @@
 package imagebuilder
 
 import (
+	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -31,6 +33,9 @@ type Setting struct {
 	ExtraName   string // EXTRA_IMAGE_NAME, for telling files apart
 	Confinement Confinement
 	TimeLimit   time.Duration
+	// Upstream takes the place of downloads.openwrt.org in the tree's list of
+	// feeds, so that packages come from where the ImageBuilder came from.
+	Upstream string
 }
 
 // View is a job's own copy of a tree, which it may change as it likes.
@@ -41,6 +46,8 @@ type View struct {
 	plan       *build.Plan
 	setting    Setting
 	box        *sandbox.Job
+	offered    offers
+	ownFeeds   bool // the feeds folder has something to be copied over the tree
 	commands   [][]string
 	out        string // the output folder on this side
 	transcript *Transcript
@@ -55,18 +62,18 @@ func Prepare(ctx context.Context, tree *Tree, plan *build.Plan, setting Setting)
 	if err != nil {
 		return nil, err
 	}
-	v := &View{plan: plan, setting: setting, out: filepath.Join(setting.Folder, outFolder)}
+	v := &View{plan: plan, setting: setting, offered: offered, out: filepath.Join(setting.Folder, outFolder)}
 	if err := v.folders(); err != nil {
 		return nil, fault("prepare a job's folders", err)
 	}
-	if err := v.writeFeeds(tree.Path, offered.apk); err != nil {
+	if err := v.writeFeeds(tree.Path); err != nil {
 		return nil, fault("write a job's feeds", err)
 	}
 	v.box, err = sandbox.Prepare(ctx, v.spec(tree))
 	if err != nil {
 		return nil, fault("prepare a view of the ImageBuilder", err)
 	}
-	v.commands, v.Note = v.calls(offered)
+	v.commands, v.Note = v.calls()
 	return v, nil
 }
 
@@ -116,9 +123,9 @@ func (v *View) environment() []string {
 // calls are the runs of make. Without a wish for one file system it is plain
 // make image; with one, the tree's own inner target, which alone lets the
 // others be switched off.
-func (v *View) calls(offered offers) (commands [][]string, note string) {
-	variables, note := offered.only(v.plan.Filesystem)
-	if len(v.plan.Repositories)+len(v.plan.RepositoryKeys) > 0 {
+func (v *View) calls() (commands [][]string, note string) {
+	variables, note := v.offered.only(v.plan.Filesystem)
+	if v.ownFeeds {
 		commands = append(commands, []string{"cp", "-r", v.inside(feedsFolder) + "/.", "."})
 	}
 	common := []string{"BIN_DIR=" + v.inside(outFolder), "EXTRA_IMAGE_NAME=" + v.setting.ExtraName}
@@ -127,8 +134,8 @@ func (v *View) calls(offered offers) (commands [][]string, note string) {
 		call := append([]string{"make", "image", "PROFILE=" + v.plan.Profile, "PACKAGES=" + packages}, common...)
 		return append(commands, v.optional(call, "FILES=", "ROOTFS_PARTSIZE=")), note
 	}
-	if len(offered.before) > 0 {
-		commands = append(commands, append([]string{"make", "-s", "PROFILE=" + v.plan.Profile}, offered.before...))
+	if len(v.offered.before) > 0 {
+		commands = append(commands, append([]string{"make", "-s", "PROFILE=" + v.plan.Profile}, v.offered.before...))
 	}
 	call := append([]string{"make", "-s", "_call_image", "USER_PROFILE=DEVICE_" + v.plan.Profile, "USER_PACKAGES=" + packages}, common...)
 	call = v.optional(call, "USER_FILES=", "CONFIG_TARGET_ROOTFS_PARTSIZE=")
@@ -170,7 +177,10 @@ func (v *View) Command() string {
 func (v *View) Make(ctx context.Context, log io.Writer, stage func(build.Stage)) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, v.setting.TimeLimit, sandbox.ErrTimeLimit)
 	defer cancel()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	v.transcript = NewTranscript(log, stage)
+	v.transcript.hopeless = stop
 	err := v.run(ctx)
 	if exit, ok := errors.AsType[*sandbox.ExitError](err); ok {
 		fmt.Fprintf(log, "[make ended with status %d]\n", exit.Code)
@@ -194,7 +204,10 @@ func (v *View) run(ctx context.Context) error {
 // judge says what the end of the calls means.
 func (v *View) judge(err error) error {
 	exit, exited := errors.AsType[*sandbox.ExitError](err)
+	feed := v.transcript.Feed()
 	switch {
+	case feed != nil:
+		return feed
 	case errors.Is(err, sandbox.ErrTimeLimit):
 		return build.Fail(build.KindTime, "The ImageBuilder did not finish within %s. Ask for fewer packages, or tell the operator of this server.", v.setting.TimeLimit)
 	case errors.Is(err, sandbox.ErrKilled), exited && exit.Signal == syscall.SIGKILL:
@@ -203,9 +216,6 @@ func (v *View) judge(err error) error {
 		return v.transcript.Explain()
 	case err != nil:
 		return fault("run the ImageBuilder", err)
-	}
-	if failure := v.transcript.Feed(); failure != nil {
-		return failure
 	}
 	if failure := v.transcript.TooBig(); failure != nil && !v.hasProfiles() {
 		return failure
@@ -224,7 +234,52 @@ func (v *View) Tails() (stdout, stderr string) {
 }
 
 // Collect reads what make left.
-func (v *View) Collect() (*Output, error) { return Collect(v.out, v.plan.Profile) }
+func (v *View) Collect() (*Output, error) {
+	output, err := Collect(v.out, v.plan.Profile)
+	if err != nil {
+		return nil, err
+	}
+	return output, v.checkPartition(output)
+}
+
+// checkPartition refuses a squashfs larger than the partition that it lies in.
+// The tools that put disk images together cut it off without a word; only
+// ext4, where it is made too, fails by itself.
+func (v *View) checkPartition(output *Output) error {
+	size := int64(v.offered.partition)
+	if v.plan.RootfsSizeMB > 0 {
+		size = int64(v.plan.RootfsSizeMB)
+	}
+	if !v.offered.partitioned || size == 0 {
+		return nil
+	}
+	for _, image := range output.Images {
+		if image.Filesystem != "squashfs" || image.Type != "rootfs" {
+			continue
+		}
+		if n, err := unpackedSize(filepath.Join(v.out, image.Name)); err != nil || n > size<<20 {
+			return cmp.Or(err, error(build.Fail(build.KindTooBig, "The root file system does not fit: it has %d MiB, its partition %d. Leave packages out, or ask for a larger one by rootfs_size_mb.", (n+1<<20-1)>>20, size)))
+		}
+	}
+	return nil
+}
+
+// unpackedSize is the size of an image, as gzip notes it in its last four
+// bytes, or of the file itself.
+func unpackedSize(name string) (int64, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	end, err := f.Seek(0, io.SeekEnd)
+	if err != nil || !strings.HasSuffix(name, ".gz") || end < 18 {
+		return end, err
+	}
+	var size [4]byte
+	_, err = f.ReadAt(size[:], end-4)
+	return int64(binary.LittleEndian.Uint32(size[:])), err
+}
 
 // Close ends everything the job started and removes its view.
 func (v *View) Close() error { return v.box.Close() }

@@ -172,12 +172,18 @@ func (c *buildCmd) explained(ctx context.Context, err error) error {
 func (c *buildCmd) lastWords(failed *client.Error) error {
 	text := failed.Detail
 	if failed.Stderr != "" {
-		text += "\n\nThe ImageBuilder's last words:\n" + strings.TrimRight(failed.Stderr, "\n")
+		text += "\n\nThe ImageBuilder's last words:\n" + lastLines(failed.Stderr, 10)
 	}
 	if failed.Log != "" {
 		text += "\n\nThe whole log: " + strings.TrimRight(c.Server, "/") + failed.Log
 	}
 	return errors.New(text)
+}
+
+// lastLines is the end of a text: what explains a failure comes last.
+func lastLines(text string, n int) string {
+	lines := strings.Split(strings.TrimRight(text, "\n"), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 
 // screen shows how a build gets on: a line per change, and a bar per file on

@@ -241,7 +241,7 @@ func (s *server) worker(i int, keys *builder.Keys) *builder.Worker {
 		Records: s.records, Queue: s.queue, Objects: s.objects, Catalog: s.catalog, Trees: s.trees,
 		Keys: keys, ServerKeys: []usign.PublicKey{s.keys.sign.Public()},
 		Scratch: s.folder(scratchFolder), TimeLimit: s.TimeLimit,
-		Sandbox: confinement, Lifetimes: build.DefaultLifetimes, Log: s.log, Hook: s.hook,
+		Sandbox: confinement, Upstream: strings.TrimRight(s.Upstream, "/"), Lifetimes: build.DefaultLifetimes, Log: s.log, Hook: s.hook,
 	})
 }
 
