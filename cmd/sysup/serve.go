@@ -98,7 +98,10 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) error {
 	defer s.close()
 	listener, err := net.Listen("tcp", c.Listen)
 	if err != nil {
-		return fmt.Errorf("listen on %s: %w", c.Listen, err)
+		if inner, ok := errors.AsType[*net.OpError](err); ok {
+			err = inner.Err
+		}
+		return fmt.Errorf("cannot listen on %s: %w; choose another address with --listen", c.Listen, err)
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.catalog.Run(ctx) })
