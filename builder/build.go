@@ -241,7 +241,7 @@ func listed(texts []string, most int) string {
 // the log.
 func (j *job) explained(ctx context.Context, err error) error {
 	shared, ok := errors.AsType[*build.Failure](err)
-	if !ok || j.command == "" || ctx.Err() != nil {
+	if !ok || j.command == "" {
 		return err
 	}
 	failure := *shared // several jobs may wait for one ImageBuilder

@@ -236,6 +236,7 @@ func TestDefaults(t *testing.T) {
 // ID, which opens a build's files.
 func (s *site) wantSilent(id build.ID, words ...string) {
 	s.Helper()
+	s.settled() // what is logged at the end comes after the commit
 	log := s.log.String()
 	if !strings.Contains(log, id.Short()) {
 		s.Errorf("the log does not speak of the build at all:\n%s", log)

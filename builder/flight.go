@@ -99,10 +99,13 @@ func (f *flight) ours(stored build.Record) bool {
 }
 
 // held returns ErrConflict if the stored record says that the build is
-// somebody else's: what comes next would be for nothing. If it cannot be read,
-// the commit decides.
+// somebody else's, and ctx's cause if it is over: what comes next would be for
+// nothing. If the record cannot be read, the commit decides.
 func (f *flight) held(ctx context.Context) error {
 	stored, err := f.records.Get(ctx, f.record().ID)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	if errors.Is(err, build.ErrNotFound) || err == nil && !f.ours(stored) {
 		return build.ErrConflict
 	}
