@@ -166,7 +166,7 @@ var (
 	apkRequired    = regexp.MustCompile(`required by: ` + name + `\[`)
 	apkSubject     = regexp.MustCompile(`^\s*` + name + `:$`)
 	apkBreaks      = regexp.MustCompile(`(?:breaks|conflicts): ` + name + `\[`)
-	tooBigLines    = regexp.MustCompile(`is too big: [0-9 ]*> [0-9]+|images are too big by [0-9]+ bytes|file-system partition too big|ext4_allocate_best_fit_partial|Could not allocate block in ext2|rootfs image is too big`)
+	tooBigLines    = regexp.MustCompile(`is too big: [0-9 ]*> [0-9]+|images are too big by [0-9]+ bytes|file-system partition too big|ext4_allocate_best_fit_partial|Could not allocate block in ext2`)
 	tooBigBy       = regexp.MustCompile(`images are too big by ([0-9]+) bytes`)
 	tooBigFigures  = regexp.MustCompile(`is too big: ([0-9]+) > ([0-9]+)`)
 	apkVersionTail = regexp.MustCompile(`-[0-9][A-Za-z0-9._~]*-r[0-9]+$`)

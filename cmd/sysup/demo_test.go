@@ -196,6 +196,7 @@ func TestDemo(t *testing.T) {
 		{"missing dependency", x86, []string{"broken-dep"}, 500, []string{"broken-dep needs"}},
 		{"missing dependency, apk", with(x86, "25.12.90"), []string{"broken-dep"}, 500, []string{"broken-dep needs"}},
 		{"too big", withFilesystem(x86, "ext4"), []string{"too-big"}, 500, []string{"too big"}},
+		{"too big for its partition, as only we notice", withRootfs(x86, 2), []string{"tcpdump"}, 500, []string{"does not fit", "its partition 2"}},
 		{"too big for flash", flash, []string{"too-big"}, 500, []string{"too big", "15859712"}},
 		{"too big for flash, said nowhere", withProfile(flash, "demo_quiet-c3"), []string{"too-big"}, 500, []string{"too big"}},
 		{"no device", withProfile(flash, ""), nil, 400, []string{"demo_router-a1"}},
@@ -238,6 +239,8 @@ func TestDemoSnapshotMoves(t *testing.T) {
 func with(r client.Request, version string) client.Request { r.Version = version; return r }
 
 func withProfile(r client.Request, profile string) client.Request { r.Profile = profile; return r }
+
+func withRootfs(r client.Request, size int) client.Request { r.RootfsSizeMB = &size; return r }
 
 func withFilesystem(r client.Request, name string) client.Request { r.Filesystem = name; return r }
 

@@ -90,6 +90,7 @@ func config(v version, t target) string {
 	if t.PartSize > 0 {
 		set("TARGET_KERNEL_PARTSIZE", 24)
 		set("TARGET_ROOTFS_PARTSIZE", t.PartSize)
+		set("USES_ROOTFS_PART", "y")
 		set("GRUB_IMAGES", "y")
 		set("GRUB_EFI_IMAGES", "y")
 	}

@@ -79,10 +79,9 @@ func TestExt4TooBig(t *testing.T) {
 
 func TestGPT(t *testing.T) {
 	dir := t.TempDir()
-	boot, root, disk := filepath.Join(dir, "boot"), filepath.Join(dir, "root"), filepath.Join(dir, "disk")
+	boot, disk := filepath.Join(dir, "boot"), filepath.Join(dir, "disk")
 	write(t, boot, []byte("boot"))
-	write(t, root, []byte("root"))
-	args := []string{"--output", disk, "--signature", "1234abcd", "--boot", boot, "--boot-mb", "2", "--rootfs", root, "--rootfs-mb", "3", "--gpt", "1"}
+	args := []string{"--output", disk, "--signature", "1234abcd", "--boot", boot, "--boot-mb", "2", "--rootfs-mb", "3", "--gpt", "1"}
 	if err := genImageMain(args); err != nil {
 		t.Fatal(err)
 	}
@@ -96,9 +95,9 @@ func TestGPT(t *testing.T) {
 	if crc32.ChecksumIEEE(header) != sum || crc32.ChecksumIEEE(d[1024:1024+128*128]) != binary.LittleEndian.Uint32(header[88:]) {
 		t.Error("the partition table's sums are wrong")
 	}
-	write(t, root, make([]byte, 3<<20+1))
+	write(t, boot, make([]byte, 2<<20+1))
 	if err := genImageMain(args); err == nil {
-		t.Error("a root file system larger than its partition passes")
+		t.Error("a boot file system larger than its partition passes")
 	}
 }
 
