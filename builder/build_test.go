@@ -53,6 +53,14 @@ func TestResult(t *testing.T) {
 	s.clean()
 }
 
+// TestSlowCertifier: a result is signed within the dates of its key, however
+// long that took to come.
+func TestSlowCertifier(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, setting{certify: 1100 * time.Millisecond})
+	s.done(s.build(request()))
+}
+
 // wantProvenance: the record and the signed build.json say the same, the index
 // leads to the build, the log is there.
 func wantProvenance(t *testing.T, s *site, rec build.Record) {

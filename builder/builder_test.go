@@ -77,11 +77,12 @@ type setting struct {
 	level     sandbox.Level // "" = the best there is
 	copy      bool          // no overlay
 	timeLimit time.Duration
-	budget    int64  // of unpacked trees
-	scratch   string // folder for jobs, "" = below the test's own
-	store     string // folder for objects, likewise
-	trees     string // folder for ImageBuilders, likewise
-	workers   int    // -1: none is started
+	budget    int64         // of unpacked trees
+	scratch   string        // folder for jobs, "" = below the test's own
+	store     string        // folder for objects, likewise
+	trees     string        // folder for ImageBuilders, likewise
+	workers   int           // -1: none is started
+	certify   time.Duration // how long the server takes to certify a key
 	hook      build.Hook
 }
 
@@ -270,6 +271,7 @@ func (s *site) openSandbox() {
 }
 
 func (s *site) certify(_ context.Context, worker string, key ed25519.PublicKey) (build.Certificate, error) {
+	time.Sleep(s.setting.certify)
 	now := time.Now()
 	public, signature, err := usign.Certify(s.server, worker, key, now, now.Add(24*time.Hour))
 	return build.Certificate{PublicKey: public, Signature: signature}, err

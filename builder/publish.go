@@ -24,31 +24,37 @@ import (
 // publish signs the result and stores it under the attempt's prefix, the
 // provenance last: an attempt with a build.json is complete.
 func (j *job) publish(ctx context.Context) (*build.Result, error) {
-	result, provenance, err := j.result()
+	result, err := j.store(ctx)
 	if err != nil {
-		return nil, err
-	}
-	if err := j.store(ctx, result, provenance); err != nil {
 		j.discard(ctx)
 		return nil, err
 	}
 	return result, j.index(ctx, j.rec, result)
 }
 
-func (j *job) store(ctx context.Context, result *build.Result, provenance []byte) error {
+func (j *job) store(ctx context.Context) (result *build.Result, err error) {
+	var provenance []byte
 	var signed map[string][]byte
-	err := j.step(build.StepSign, func() (err error) {
-		signed, err = j.sign(ctx, result, provenance)
+	err = j.step(build.StepSign, func() error {
+		// The key comes first: the time of signing has to lie in its dates.
+		key, err := j.Keys.Current(ctx)
+		if err != nil {
+			return err
+		}
+		if result, provenance, err = j.result(); err != nil {
+			return err
+		}
+		signed, err = j.sign(key, result, provenance)
 		return err
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	err = j.heldStep(ctx, build.StepUpload, func() error { return j.upload(ctx, result, signed) })
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return j.heldStep(ctx, build.StepSeal, func() error {
+	return result, j.heldStep(ctx, build.StepSeal, func() error {
 		return j.put(ctx, result.Prefix+usign.BuildFile, bytes.NewReader(provenance), build.PolicyJSON)
 	})
 }
@@ -126,11 +132,7 @@ func (j *job) imageHash(manifest map[string]string) string {
 
 // sign makes the files that stand beside the output: sha256sums over
 // everything else, its signature, and the worker's certificate.
-func (j *job) sign(ctx context.Context, result *build.Result, provenance []byte) (map[string][]byte, error) {
-	key, err := j.Keys.Current(ctx)
-	if err != nil {
-		return nil, err
-	}
+func (j *job) sign(key Key, result *build.Result, provenance []byte) (_ map[string][]byte, err error) {
 	sums := usign.Sums{usign.BuildFile: sha256.Sum256(provenance)}
 	for _, file := range j.output.Files {
 		sums[file.Name] = file.SHA256

@@ -26,7 +26,7 @@ type Config struct {
 	Trees      *imagebuilder.Store
 	Keys       *Keys
 	ServerKeys []usign.PublicKey // to recognise an earlier attempt as complete
-	Scratch    string            // folder for jobs, of this worker alone
+	Scratch    string            // folder that is there, for the folders of jobs
 	Sandbox    imagebuilder.Confinement
 	TimeLimit  time.Duration // of one job's make
 	Upstream   string        // where packages come from; "" = where the ImageBuilders say
