@@ -19,7 +19,7 @@ const module = "github.com/attended-sysupgrade/sysup/"
 // import. The longest matching folder counts; "*" admits everything.
 var layout = map[string][]string{
 	"cmd":                    {"*"},
-	"functions":              {"shared"},
+	"functions":              {"shared", "functions"},
 	"builder":                {"shared/build", "shared/catalog", "shared/usign", "builder"},
 	"builder/imagebuilder":   {"builder/archive", "builder/sandbox", "shared/build", "shared/usign"},
 	"builder/sandbox":        {},
@@ -34,6 +34,8 @@ var layout = map[string][]string{
 	"shared/api":             {"shared/build", "shared/catalog", "shared/client", "shared/web"},
 	"shared/web":             {"shared/build", "shared/catalog"},
 	"shared/client":          {"shared/build", "shared/usign"},
+	"shared/settings":        {},
+	"infra":                  {},
 	"scripts":                {"shared/usign", "shared/client", "shared/catalog/catalogtest", "scripts"},
 }
 
@@ -106,7 +108,7 @@ func forbidden(folder, imported string) string {
 // admits compares whole folders for leaves of the layout and prefixes for the
 // families that have sub-packages of their own.
 func admits(allowed, target string) bool {
-	family := allowed == "shared" || allowed == "builder" || allowed == "scripts"
+	family := allowed == "shared" || allowed == "builder" || allowed == "functions" || allowed == "scripts"
 	return allowed == "*" || allowed == target || family && strings.HasPrefix(target, allowed+"/")
 }
 

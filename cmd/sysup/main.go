@@ -15,6 +15,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/attended-sysupgrade/sysup/builder/sandbox"
+	"github.com/attended-sysupgrade/sysup/shared/settings"
 )
 
 // version is set by the linker in releases.
@@ -67,7 +68,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitUsage
 	}
 	return guarded(func() int {
-		parsed, err := parse(parser, args)
+		parsed, err := settings.Parse(parser, args)
 		if err != nil {
 			fmt.Fprintf(stderr, "sysup: %v\n%s\n", err, hint(err))
 			return exitUsage

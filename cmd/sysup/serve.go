@@ -249,7 +249,7 @@ func (s *server) worker(i int, keys *builder.Keys) *builder.Worker {
 }
 
 func (s *server) handler() http.Handler {
-	service := &build.Service{Records: s.records, Queue: s.queue, Secret: s.keys.secret, MaxPending: s.MaxPending, Hook: s.hook}
+	service := &build.Service{Records: s.records, Queue: s.queue, Secret: s.keys.secret, Limits: build.Limits{Pending: s.MaxPending}, Hook: s.hook}
 	return api.New(api.Config{
 		Service: service, Objects: s.objects, Catalog: s.catalog, PublicURL: strings.TrimRight(s.PublicURL, "/"),
 		AllowDefaults: s.AllowDefaults, RepositoryAllow: s.RepositoryAllow, Version: version, Log: s.log,

@@ -262,7 +262,7 @@ func (c *conversation) server(ts *testscript.TestScript, neg bool, args []string
 	case "max-pending":
 		n, err := strconv.Atoi(args[1])
 		ts.Check(err)
-		c.config.Service.MaxPending = int64(n)
+		c.config.Service.Limits.Pending = int64(n)
 	case "snapshot":
 		c.catalog.revision = args[1]
 	case "snapshot-moves-to":

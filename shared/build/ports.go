@@ -40,7 +40,7 @@ type Records interface {
 
 	// Board applies the change to the shared item of that name and returns
 	// the item as it is afterwards. A change with nothing in it only reads; an
-	// item that does not exist is empty.
+	// item that does not exist is empty. ErrConflict means that Below did not hold.
 	Board(ctx context.Context, name string, change Change) (Board, error)
 }
 
@@ -54,15 +54,27 @@ const (
 	BoardClaimed = "claimed" // highest sequence number ever claimed
 	BoardCreated = "created" // builds that entered the queue
 	BoardEnded   = "ended"   // builds that reached done or failed
+	BoardToday   = "today"   // day since 1970 * BoardDay + builds created on that day (UTC)
+	BoardAlive   = "alive"   // a builder receives at least until then, in ms since 1970
+	BoardStarted = "started" // builders that were started may take until then to receive, in ms since 1970
 )
+
+// BoardDay parts the day from the count in BoardToday, so that a counter that
+// only knows add and max begins anew each day.
+const BoardDay = 1_000_000_000
 
 // Pending is the number of builds that are queued or building, by the board.
 func (b Board) Pending() int64 { return max(0, b[BoardCreated]-b[BoardEnded]) }
 
 // Change alters a Board: first every Add, then every Max (the counter becomes
 // at least that value). ExpiresAt, if set, is when the item may be forgotten.
+//
+// Below is a condition: unless each of its counters is less than the value
+// there (one that does not exist counts as 0), nothing changes and Board
+// returns ErrConflict.
 type Change struct {
 	Add, Max  Board
+	Below     Board
 	ExpiresAt time.Time
 }
 

@@ -33,6 +33,9 @@ type Record struct {
 	Plan     Plan    `json:"plan"`
 	Request  Request `json:"request"` // as first asked, without what is private
 	Sequence int64   `json:"sequence"`
+	// Uncounted is set when the board could not be told of the build. Then it
+	// is not told of its end either.
+	Uncounted bool `json:"uncounted,omitempty"`
 
 	CreatedAt time.Time `json:"created_at"` // of the newest run, if it was asked for again after a failure
 	StartedAt time.Time `json:"started_at"`

@@ -15,12 +15,21 @@ type Service struct {
 	Queue   Queue
 	// Secret keys the hashes of private requests.
 	Secret []byte
-	// MaxPending limits how many builds may be queued or building, 0 = no limit.
-	MaxPending int64
+	// Limits are the rules of admission.
+	Limits Limits
+	// Fleet starts builders, nil where they run all the time.
+	Fleet *Fleet
 	// Hook is for crash tests.
 	Hook Hook
 
 	board boardCache
+}
+
+// Limits of admission; 0 is no limit. Joining a build that exists is free.
+type Limits struct {
+	Pending   int64 // builds that may be queued or building
+	PerDay    int64 // builds that may be created on one day (UTC)
+	PerClient int64 // builds that one client may create in one hour
 }
 
 // Submission is a resolved request and who sent it.
@@ -28,7 +37,7 @@ type Submission struct {
 	Plan    Plan
 	Request Request // for the echo
 	Class   Class   // ClassInteractive if empty
-	Group   string  // the client, for fairness; may be empty
+	Client  string  // its address, "" if unknown; kept and sent only as an HMAC
 }
 
 // Status is a record and, while it is queued, its advisory place in the queue
@@ -102,13 +111,13 @@ func (s *Service) draw(ctx context.Context) (int64, error) {
 		return 0, fmt.Errorf("draw a sequence number: %w", err)
 	}
 	s.board.put(board)
-	if s.MaxPending > 0 && board.Pending() > s.MaxPending {
+	if s.Limits.Pending > 0 && board.Pending() > s.Limits.Pending {
 		if err := s.giveBack(ctx); err != nil {
 			return 0, err
 		}
 		return 0, &Refusal{
 			Code: CodeOverloaded, RetryAfter: time.Minute,
-			Detail: fmt.Sprintf("%d builds are waiting already and this server takes no more. Try again in a few minutes.", s.MaxPending),
+			Detail: fmt.Sprintf("%d builds are waiting already and this server takes no more. Try again in a few minutes.", s.Limits.Pending),
 		}
 	}
 	return board[BoardDrawn], nil
@@ -155,7 +164,7 @@ func (s *Service) send(ctx context.Context, id ID, sub Submission) error {
 	if class == "" {
 		class = ClassInteractive
 	}
-	err := s.Hook.Do(StepSend, func() error { return s.Queue.Send(ctx, id, class, sub.Group) })
+	err := s.Hook.Do(StepSend, func() error { return s.Queue.Send(ctx, id, class, "") })
 	if err != nil {
 		return fmt.Errorf("send %s: %w", id.Short(), err)
 	}

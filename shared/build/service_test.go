@@ -244,7 +244,7 @@ func TestIdenticalRequestsShareABuild(t *testing.T) {
 	for _, limit := range []int64{0, 500, 1} { // joining is free, so one place is enough
 		t.Run(fmt.Sprint("limit ", limit), func(t *testing.T) {
 			w := newWorld(t)
-			w.service.MaxPending = limit
+			w.service.Limits.Pending = limit
 			identical(w, 200)
 			w.want(1, 1, 1)
 		})
@@ -304,7 +304,7 @@ func TestOneBuildNeedsTheStore(t *testing.T) {
 
 func TestPendingLimit(t *testing.T) {
 	w := newWorld(t)
-	w.service.MaxPending = 2
+	w.service.Limits.Pending = 2
 	w.submit(planOf(1))
 	w.submit(planOf(2))
 	for range 3 {

@@ -18,6 +18,12 @@ type Sweeper struct {
 	Queue     Queue
 	Objects   Objects
 	Lifetimes Lifetimes
+	// DeadLetters are the messages that were received too often, nil where
+	// the queue has no such thing.
+	DeadLetters Queue
+	// Count counts the builds that are queued or building, for setting the board
+	// right; nil where that is done at the start.
+	Count func(ctx context.Context) (int64, error)
 
 	strays time.Time // when public strays were looked for last
 }

@@ -1,4 +1,7 @@
-package main
+// Package settings reads the settings of a program: flags, then SYSUP_*
+// variables, then a TOML file. A setting that nobody knows is an error in all
+// three: a misspelt key must not be ignored.
+package settings
 
 import (
 	"errors"
@@ -11,18 +14,18 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// parse reads flags, then SYSUP_* variables, then the TOML file. A setting that
-// nobody knows is an error in all three: a misspelt key must not be ignored.
-func parse(parser *kong.Kong, args []string) (*kong.Context, error) {
+// Parse reads flags, then SYSUP_* variables, then the TOML file that --config
+// or SYSUP_CONFIG names. Without arguments it shows the help.
+func Parse(parser *kong.Kong, args []string) (*kong.Context, error) {
 	if len(args) == 0 {
 		args = []string{"--help"}
 	}
 	if file := configFile(args); file != "" {
-		settings, err := readConfig(kong.ExpandPath(file), knownFlags(parser))
+		values, err := readConfig(kong.ExpandPath(file), knownFlags(parser))
 		if err != nil {
 			return nil, err
 		}
-		if err := kong.Resolvers(settings).Apply(parser); err != nil {
+		if err := kong.Resolvers(values).Apply(parser); err != nil {
 			return nil, err
 		}
 	}
@@ -71,24 +74,24 @@ func unknownVariables(parser *kong.Kong) error {
 	return nil
 }
 
-// settings are the keys of a TOML file and their values as kong reads them, as
+// file are the keys of a TOML file and their values as kong reads them, as
 // a source for kong.
-type settings map[string]string
+type file map[string]string
 
-func readConfig(file string, known []*kong.Flag) (settings, error) {
+func readConfig(name string, known []*kong.Flag) (file, error) {
 	var values map[string]any
-	if _, err := toml.DecodeFile(file, &values); err != nil {
-		return nil, fmt.Errorf("the settings in %s cannot be read: %w", file, err)
+	if _, err := toml.DecodeFile(name, &values); err != nil {
+		return nil, fmt.Errorf("the settings in %s cannot be read: %w", name, err)
 	}
-	s := settings{}
+	s := file{}
 	for key, value := range values {
 		at := slices.IndexFunc(known, func(f *kong.Flag) bool { return f.Name == key && key != "help" && key != "config" })
 		if at < 0 {
-			return nil, fmt.Errorf("%s has the key %q, which is no setting of sysup; keys are the long names of flags", file, key)
+			return nil, fmt.Errorf("%s has the key %q, which is no setting of sysup; keys are the long names of flags", name, key)
 		}
 		text, err := settingText(value, known[at].IsSlice())
 		if err != nil {
-			return nil, fmt.Errorf("%s: %s %w", file, key, err)
+			return nil, fmt.Errorf("%s: %s %w", name, key, err)
 		}
 		s[key] = text
 	}
@@ -118,10 +121,10 @@ func settingText(value any, list bool) (string, error) {
 }
 
 // Validate implements kong.Resolver.
-func (s settings) Validate(*kong.Application) error { return nil }
+func (s file) Validate(*kong.Application) error { return nil }
 
 // Resolve implements kong.Resolver, which would prefer a file to a variable.
-func (s settings) Resolve(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
+func (s file) Resolve(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
 	text, ok := s[flag.Name]
 	if !ok || slices.ContainsFunc(flag.Envs, isSet) {
 		return nil, nil
@@ -132,4 +135,17 @@ func (s settings) Resolve(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, 
 func isSet(variable string) bool {
 	_, ok := os.LookupEnv(variable)
 	return ok
+}
+
+// FromEnvironment fills target, a struct with kong's tags, from the variables
+// alone: Lambdas have no command line.
+func FromEnvironment(target any) error {
+	parser, err := kong.New(target, kong.Exit(func(int) {}))
+	if err != nil {
+		return err
+	}
+	if _, err := parser.Parse(nil); err != nil {
+		return err
+	}
+	return unknownVariables(parser)
 }
