@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http/httptest"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/attended-sysupgrade/sysup/shared/catalog/catalogtest"
+	"github.com/attended-sysupgrade/sysup/shared/dir"
 	"github.com/attended-sysupgrade/sysup/shared/usign"
 )
 
@@ -62,6 +64,7 @@ const (
 	childUpstream = "SYSUP_TEST_CATALOG_UPSTREAM"
 	childKey      = "SYSUP_TEST_CATALOG_KEY"
 	childDir      = "SYSUP_TEST_CATALOG_DIR"
+	childStore    = "SYSUP_TEST_CATALOG_STORE" // in place of the folder
 )
 
 func TestMain(m *testing.M) {
@@ -80,13 +83,59 @@ func BenchmarkMemory(b *testing.B) {
 	u := big(b, bigTargets, bigPackages)
 	server := httptest.NewServer(u)
 	defer server.Close()
+	b.Run("folder", func(b *testing.B) { benchmarkMemory(b, u, server.URL, childDir, b.TempDir()) })
+	// Where all that is looked at comes from the store.
+	folder := b.TempDir()
+	fill(b, u, server.URL, folder)
+	b.Run("follower", func(b *testing.B) { benchmarkMemory(b, u, server.URL, childStore, folder) })
+	b.Run("cold", func(b *testing.B) { benchmarkCold(b, u, server.URL, folder) })
+}
+
+// fill has all of the upstream stored.
+func fill(b *testing.B, u *catalogtest.Upstream, upstream, folder string) {
+	b.Helper()
+	objects, err := dir.Open(folder)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer objects.Close()
+	c, err := New(Options{Upstream: upstream, Keys: u.Keys(), Objects: objects})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	if err := errors.Join(c.Refresh(b.Context()), lookAtAll(b.Context(), c), c.Refresh(b.Context())); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// benchmarkCold is the first answer of a process that follows.
+func benchmarkCold(b *testing.B, u *catalogtest.Upstream, upstream, folder string) {
+	objects, err := dir.Open(folder)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer objects.Close()
+	for b.Loop() {
+		c, err := New(Options{Upstream: upstream, Keys: u.Keys(), Objects: objects, Follow: true})
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := c.Device(b.Context(), "24.10.5", "board7/generic", "vendor_device-7", ""); err != nil {
+			b.Fatal(err)
+		}
+		c.Close()
+	}
+}
+
+func benchmarkMemory(b *testing.B, u *catalogtest.Upstream, upstream, cache, folder string) {
 	exe, err := os.Executable()
 	if err != nil {
 		b.Fatal(err)
 	}
 	for b.Loop() {
 		cmd := exec.CommandContext(b.Context(), exe)
-		cmd.Env = append(os.Environ(), childUpstream+"="+server.URL, childKey+"="+string(u.Keys()[0].Marshal()), childDir+"="+b.TempDir())
+		cmd.Env = append(os.Environ(), childUpstream+"="+upstream, childKey+"="+string(u.Keys()[0].Marshal()), cache+"="+folder)
 		out, err := cmd.CombinedOutput()
 		if err != nil {
 			b.Fatalf("%v\n%s", err, out)
@@ -119,15 +168,32 @@ func child() error {
 	if err != nil {
 		return err
 	}
-	c, err := New(Options{Upstream: os.Getenv(childUpstream), Keys: []usign.PublicKey{key}, Dir: os.Getenv(childDir)})
+	o := Options{Upstream: os.Getenv(childUpstream), Keys: []usign.PublicKey{key}, Dir: os.Getenv(childDir)}
+	if folder := os.Getenv(childStore); folder != "" {
+		objects, err := dir.Open(folder)
+		if err != nil {
+			return err
+		}
+		defer objects.Close()
+		o.Objects, o.Follow = objects, true
+	}
+	c, err := New(o)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
 	ctx := context.Background()
-	if err := c.Refresh(ctx); err != nil {
+	if err := errors.Join(c.Refresh(ctx), lookAtAll(ctx, c)); err != nil {
 		return err
 	}
+	debug.FreeOSMemory() // an idle process does so by itself, within minutes
+	time.Sleep(100 * time.Millisecond)
+	status, err := os.ReadFile("/proc/self/status")
+	os.Stdout.Write(status)
+	return err
+}
+
+func lookAtAll(ctx context.Context, c *Catalog) error {
 	for range 3 {
 		for i := range bigTargets {
 			d, err := c.Device(ctx, "24.10.5", fmt.Sprintf("board%d/generic", i), "vendor_device-7", "")
@@ -139,15 +205,22 @@ func child() error {
 			}
 		}
 	}
-	debug.FreeOSMemory() // an idle process does so by itself, within minutes
-	time.Sleep(100 * time.Millisecond)
-	status, err := os.ReadFile("/proc/self/status")
-	os.Stdout.Write(status)
-	return err
+	return nil
 }
 
 func BenchmarkDevice(b *testing.B) {
 	w := fetched(b, big(b, 1, bigPackages))
+	for b.Loop() {
+		if _, err := w.Device(b.Context(), "24.10.5", "board0/generic", "vendor,device-7", ""); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkDeviceOfFollower(b *testing.B) {
+	s := newSite(b, big(b, 1, bigPackages))
+	s.leader().refresh(b)
+	w := s.follower()
 	for b.Loop() {
 		if _, err := w.Device(b.Context(), "24.10.5", "board0/generic", "vendor,device-7", ""); err != nil {
 			b.Fatal(err)
@@ -187,14 +260,14 @@ func BenchmarkLoad(b *testing.B) {
 	w.device(b, "24.10.5", "board0/generic", "vendor,device-7", "")
 	b.Run("feeds", func(b *testing.B) {
 		for b.Loop() {
-			if _, err := w.loadFeeds("24.10.5/arch_0"); err != nil {
+			if _, err := w.loadFeeds(w.disk, "24.10.5/arch_0"); err != nil {
 				b.Fatal(err)
 			}
 		}
 	})
 	b.Run("target", func(b *testing.B) {
 		for b.Loop() {
-			if _, err := w.loadTarget("24.10.5/board0/generic"); err != nil {
+			if _, err := w.loadTarget(w.disk, "24.10.5/board0/generic"); err != nil {
 				b.Fatal(err)
 			}
 		}

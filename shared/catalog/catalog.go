@@ -1,8 +1,8 @@
 // Package catalog knows what an upstream laid out like downloads.openwrt.org
 // offers: versions, targets, devices, packages and ImageBuilders. It fetches
-// that when it is asked for, verifies it, keeps it distilled on disk and
-// little of it in memory, and goes on with what it has while the upstream is
-// down.
+// that when it is asked for, verifies it, keeps it distilled on disk or in a
+// store of objects and little of it in memory, and goes on with what it has
+// while the upstream is down.
 //
 // What vouches for what: a target's sha256sums is signed by a usign key of the
 // Options or of ReleaseKeys, and vouches for its profiles.json, its
@@ -13,6 +13,13 @@
 // it installs. The lists of versions and targets are not signed upstream.
 //
 // Nothing that fails a check replaces what was good before.
+//
+// In a store, each unit is one object that is replaced whole: a target with
+// its package indices, the feeds of an architecture, a list of targets. So
+// none is ever a mix of two states of the upstream. The index beside them holds
+// the lists and who signs, tells which units changed, and is stored after them.
+// What the store holds was verified by who stored it; whoever may write there
+// is trusted. Only the key that signed a target is looked at again.
 package catalog
 
 import (
@@ -37,14 +44,24 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Options configure a Catalog. Upstream and Dir are required.
+// Options configure a Catalog. Upstream is required, and Dir or Objects.
 type Options struct {
-	Upstream     string            // "https://downloads.openwrt.org"
-	Keys         []usign.PublicKey // trusted beside ReleaseKeys
-	Dir          string            // the cache folder, made if needed; of one process
-	Distribution string            // "" = OpenWrt
-	Client       *http.Client      // nil = one with time limits
-	Log          *slog.Logger      // nil = slog.Default()
+	Upstream string            // "https://downloads.openwrt.org"
+	Keys     []usign.PublicKey // trusted beside ReleaseKeys
+
+	// Dir is the cache folder, made if needed, of one process that asks the
+	// upstream while it answers.
+	Dir string
+	// Objects, in place of Dir, is a store that many processes share. One of
+	// them calls Refresh or Run; the others Follow it: what is in the store
+	// they believe whatever its age, and they ask the upstream only for what
+	// is not there, and put that in.
+	Objects build.Objects
+	Follow  bool
+
+	Distribution string       // "" = OpenWrt
+	Client       *http.Client // nil = one with time limits
+	Log          *slog.Logger // nil = slog.Default()
 	// Interval is how old the list of versions and everything of snapshots
 	// may get; ReleaseInterval the same for what belongs to releases.
 	// Zero means 5 minutes and 1 hour.
@@ -72,21 +89,56 @@ type Catalog struct {
 	keys          []usign.PublicKey
 	log           *slog.Logger
 	web           *web
-	disk          *disk
+	disk          *disk  // or
+	store         *store // the one or the other is nil
+	follow        bool
 	parsing       chan struct{} // one large index at a time, they take memory
 	jobs          *jobs
 	stop          context.CancelFunc
 
 	refreshing sync.Mutex
 	refreshed  atomic.Bool          // at least tried
+	looked     atomic.Int64         // when the upstream told its versions, Unix time; 0 if not known
 	view       atomic.Pointer[view] // nil until the versions are known
-	lists      *shelf[targetList]   // by version
-	targets    *shelf[target]       // by version/target
-	feeds      *shelf[index]        // by version/architecture
+	syncing    chan struct{}        // held by who reads the store's index
+	synced     atomic.Pointer[reading]
+
+	lists   collection[targetList] // by version
+	targets collection[target]     // by version/target
+	feeds   collection[index]      // by version/architecture
 }
 
-// New opens the cache and makes a Catalog from what it holds. It does not
-// touch the network.
+// collection holds things of one kind, by key.
+type collection[T any] interface {
+	// get returns the thing, or nil and an error.
+	get(ctx context.Context, key string, n need) (*T, error)
+	// warm begins to read the thing into memory if it is in a cache that is
+	// far away; wait is to be called.
+	warm(ctx context.Context, key string) (wait func())
+	// keys lists what is in memory.
+	keys() []string
+}
+
+// kind is how things of one kind come from the upstream into the cache and
+// from the cache into memory. Files of the cache that belong to one thing are
+// one unit of a store.
+type kind[T any] struct {
+	unit    func(key string) string
+	load    func(f files, key string) (*T, error) // fs.ErrNotExist
+	refresh func(ctx context.Context, f files, key string) error
+}
+
+func newCollection[T any](c *Catalog, size int, k kind[T]) collection[T] {
+	if c.store != nil {
+		return newMirror(size, c, k)
+	}
+	return newShelf(size, c.jobs,
+		func(key string) (*T, error) { return k.load(c.disk, key) },
+		func(ctx context.Context, key string) error { return k.refresh(ctx, c.disk, key) })
+}
+
+// New makes a Catalog of what its cache holds. It does not touch the network:
+// a store is read when the first question comes.
 func New(o Options) (*Catalog, error) {
 	keys, err := ReleaseKeys()
 	if err != nil {
@@ -96,30 +148,62 @@ func New(o Options) (*Catalog, error) {
 	if err != nil {
 		return nil, err
 	}
-	disk, err := openDisk(o.Dir, web.base)
-	if err != nil {
-		return nil, err
-	}
 	ctx, stop := context.WithCancel(context.Background())
 	log := cmp.Or(o.Log, slog.Default())
 	c := &Catalog{
 		distribution: cmp.Or(o.Distribution, "OpenWrt"), keys: append(keys, o.Keys...),
 		maxAgeMoving: cmp.Or(o.Interval, 5*time.Minute), maxAgeRelease: cmp.Or(o.ReleaseInterval, time.Hour),
-		log: log, jobs: &jobs{ctx: ctx, log: log}, stop: stop, web: web, disk: disk, parsing: make(chan struct{}, 1),
+		log: log, jobs: &jobs{ctx: ctx, log: log}, stop: stop, web: web, follow: o.Follow,
+		parsing: make(chan struct{}, 1), syncing: make(chan struct{}, 1),
 	}
-	c.lists = newShelf(listsInMemory, c.jobs, c.loadList, c.refreshList)
-	c.targets = newShelf(targetsInMemory, c.jobs, c.loadTarget, c.refreshTarget)
-	c.feeds = newShelf(feedsInMemory, c.jobs, c.loadFeeds, c.refreshFeeds)
-	if v, err := c.loadVersions(); err == nil {
-		c.look(v)
+	if err := c.openCache(o); err != nil {
+		stop()
+		return nil, err
+	}
+	c.lists = newCollection(c, listsInMemory, c.kindOfLists())
+	c.targets = newCollection(c, targetsInMemory, c.kindOfTargets())
+	c.feeds = newCollection(c, feedsInMemory, c.kindOfFeeds())
+	if c.disk != nil {
+		if v, err := loadVersions(c.disk); err == nil {
+			c.look(c.disk, v)
+		}
 	}
 	return c, nil
+}
+
+func (c *Catalog) openCache(o Options) (err error) {
+	switch {
+	case o.Objects != nil && o.Dir != "":
+		return errors.New("a catalogue has a cache folder or a store of objects, not both")
+	case o.Objects != nil:
+		c.store = &store{objects: o.Objects, base: c.web.base}
+	case o.Follow:
+		return errors.New("only a catalogue in a store of objects can follow another process")
+	default:
+		c.disk, err = openDisk(o.Dir, c.web.base)
+	}
+	return err
+}
+
+func (c *Catalog) kindOfLists() kind[targetList] {
+	return kind[targetList]{listKey, c.loadList, c.refreshList}
+}
+
+func (c *Catalog) kindOfTargets() kind[target] {
+	return kind[target]{func(key string) string { return key }, c.loadTarget, c.refreshTarget}
+}
+
+func (c *Catalog) kindOfFeeds() kind[index] {
+	return kind[index]{feedsKey, c.loadFeeds, c.refreshFeeds}
 }
 
 // Close ends what goes on behind and waits for it.
 func (c *Catalog) Close() error {
 	c.stop()
 	c.jobs.group.Wait()
+	if c.disk == nil {
+		return nil
+	}
 	return c.disk.root.Close()
 }
 
@@ -131,11 +215,13 @@ func (c *Catalog) Run(ctx context.Context) error {
 		wait := c.maxAgeMoving
 		if err := c.Refresh(ctx); err != nil {
 			wait = pause.NextBackOff()
-			c.log.Warn("catalogue: the list of versions could not be fetched", "in", wait.Round(time.Millisecond), "error", err)
+			c.log.Warn("catalogue: the list of versions could not be brought up to date", "in", wait.Round(time.Millisecond), "error", err)
 		} else {
 			pause.Reset()
 		}
-		c.freshen(ctx)
+		if c.disk != nil {
+			c.freshen(ctx)
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):
@@ -163,13 +249,67 @@ func (c *Catalog) maxAge(key string) time.Duration {
 	return c.maxAgeRelease
 }
 
-// Refresh fetches the list of versions, and what goes with it for each
-// branch: its targets and who signs it.
+// Refresh looks at the upstream once: for the list of versions, and for each
+// branch for its targets and who signs it. Over a store it also brings all
+// that is in there up to date, as far as ctx gives the time; a follower then
+// only reads what another process stored.
 func (c *Catalog) Refresh(ctx context.Context) error {
 	c.refreshing.Lock()
 	defer c.refreshing.Unlock()
 	defer c.refreshed.Store(true)
-	err := c.renew(ctx, ".versions", maxListFile, []string{".versions.json"}, func(_ string, body []byte) ([]byte, error) {
+	switch {
+	case c.store == nil:
+		return c.refreshFolder(ctx)
+	case c.follow:
+		return c.sync(ctx, 0)
+	}
+	return c.refreshStore(ctx)
+}
+
+func (c *Catalog) refreshFolder(ctx context.Context) error {
+	v, err := c.refreshVersions(ctx, c.disk)
+	if err != nil {
+		return err
+	}
+	v.probe(func(version string) {
+		list, err := c.lists.get(ctx, version, need{maxAge: c.maxAge(version), fresh: true, until: time.Now().Add(patience)})
+		if err == nil { // else it is logged there
+			c.refreshSigner(ctx, c.disk, version, *list)
+		}
+	})
+	c.look(c.disk, v)
+	c.looked.Store(time.Now().Unix())
+	return nil
+}
+
+// Age is how long ago the upstream last told its versions, to whichever
+// process asked it; false if that is not known.
+func (c *Catalog) Age() (time.Duration, bool) {
+	at := c.looked.Load()
+	if at == 0 {
+		return 0, false
+	}
+	return max(0, time.Since(time.Unix(at, 0))), true
+}
+
+// probe calls look for the versions that stand for their branches, several at
+// a time.
+func (v *versionList) probe(look func(version string)) {
+	var g errgroup.Group
+	g.SetLimit(maxRequests)
+	for _, b := range v.branches() {
+		for _, version := range b.probed() {
+			g.Go(func() error {
+				look(version)
+				return nil
+			})
+		}
+	}
+	g.Wait()
+}
+
+func (c *Catalog) refreshVersions(ctx context.Context, f files) (versionList, error) {
+	err := c.renew(ctx, f, ".versions", maxListFile, []string{".versions.json"}, func(_ string, body []byte) ([]byte, error) {
 		v, err := parseVersions(body)
 		if err != nil {
 			return nil, err
@@ -177,77 +317,66 @@ func (c *Catalog) Refresh(ctx context.Context) error {
 		return json.Marshal(v)
 	})
 	if err != nil {
-		return err
+		return versionList{}, err
 	}
-	v, err := c.loadVersions()
+	v, err := loadVersions(f)
 	if err != nil {
-		return fmt.Errorf("read the list of versions from the cache: %w", err)
+		err = fmt.Errorf("read the list of versions from the cache: %w", err)
 	}
-	var g errgroup.Group
-	g.SetLimit(maxRequests)
-	for _, b := range v.branches() {
-		for _, version := range b.probed() {
-			g.Go(func() error {
-				c.probe(ctx, version)
-				return nil
-			})
-		}
-	}
-	g.Wait()
-	c.look(v)
-	return nil
+	return v, err
 }
 
-// probe fetches the list of a version's targets and the fingerprint of the
-// key that signs it. Without an answer, what was known before holds.
-func (c *Catalog) probe(ctx context.Context, version string) {
-	list, err := c.lists.get(ctx, version, need{maxAge: c.maxAge(version), fresh: true, until: time.Now().Add(patience)})
-	if err != nil {
-		return // logged there
-	}
+// refreshSigner fetches the fingerprint of the key that signs a version.
+// Without an answer, what was known before holds.
+func (c *Catalog) refreshSigner(ctx context.Context, f files, version string, list targetList) {
 	var paths []string
-	for _, target := range slices.Sorted(maps.Keys(*list)) {
+	for _, target := range slices.Sorted(maps.Keys(list)) {
 		paths = append(paths, folder(version)+"/targets/"+target+"/sha256sums.sig")
 	}
 	// A target whose build failed may be missing from a snapshot.
 	paths = paths[:min(len(paths), 3)]
-	err = c.renew(ctx, version+"/.signer", maxSignature, paths, func(_ string, body []byte) ([]byte, error) {
+	err := c.renew(ctx, f, version+"/.signer", maxSignature, paths, func(_ string, body []byte) ([]byte, error) {
 		sig, err := usign.ParseSignature(body)
 		return []byte(sig.Fingerprint.String()), err
 	})
 	if errors.Is(err, errAbsent) {
-		err = c.disk.write(version+"/.signer", meta{Form: form, Source: c.web.base + "/" + paths[0]}, nil)
+		err = f.write(version+"/.signer", meta{Form: form, Source: c.web.base + "/" + paths[0]}, nil)
 	}
 	if err != nil {
 		c.log.Warn("catalogue: cannot see who signs", "version", version, "error", err)
 	}
 }
 
-func (c *Catalog) loadVersions() (versionList, error) {
-	var v versionList
-	_, text, err := c.disk.read(".versions")
-	if err == nil && json.Unmarshal([]byte(text), &v) != nil {
-		c.disk.drop(".versions")
-		err = fs.ErrNotExist
+func loadVersions(f files) (versionList, error) {
+	_, text, err := f.read(".versions")
+	if err != nil {
+		return versionList{}, err
 	}
-	return v, err
+	v, err := parseVersions([]byte(text))
+	if err != nil {
+		f.drop(".versions")
+		return versionList{}, fs.ErrNotExist
+	}
+	return v, nil
 }
 
-func (c *Catalog) loadList(version string) (*targetList, error) {
-	_, text, err := c.disk.read(version + "/.targets")
+func listKey(version string) string { return version + "/.targets" }
+
+func (c *Catalog) loadList(f files, version string) (*targetList, error) {
+	_, text, err := f.read(listKey(version))
 	if err != nil {
 		return nil, err
 	}
 	list, err := parseTargets([]byte(text))
 	if err != nil {
-		c.disk.drop(version + "/.targets")
+		f.drop(listKey(version))
 		return nil, fs.ErrNotExist
 	}
 	return &list, nil
 }
 
-func (c *Catalog) refreshList(ctx context.Context, version string) error {
-	return c.renew(ctx, version+"/.targets", maxListFile, []string{folder(version) + "/.targets.json"}, func(_ string, body []byte) ([]byte, error) {
+func (c *Catalog) refreshList(ctx context.Context, f files, version string) error {
+	return c.renew(ctx, f, listKey(version), maxListFile, []string{folder(version) + "/.targets.json"}, func(_ string, body []byte) ([]byte, error) {
 		list, err := parseTargets(body)
 		if err != nil {
 			return nil, err
@@ -259,8 +388,8 @@ func (c *Catalog) refreshList(ctx context.Context, version string) error {
 // renew brings one file of the cache up to date, from the first of the paths
 // that the upstream has. errAbsent means that it has none of them; the file
 // stays as it was then, and after every other error.
-func (c *Catalog) renew(ctx context.Context, key string, limit int64, paths []string, distill func(path string, body []byte) ([]byte, error)) error {
-	old := c.disk.meta(key)
+func (c *Catalog) renew(ctx context.Context, f files, key string, limit int64, paths []string, distill func(path string, body []byte) ([]byte, error)) error {
+	old := f.meta(key)
 	if used := c.pathOf(old); slices.Contains(paths, used) {
 		paths = append([]string{used}, paths...)
 	}
@@ -278,7 +407,7 @@ func (c *Catalog) renew(ctx context.Context, key string, limit int64, paths []st
 		if err != nil {
 			return fmt.Errorf("%s: %w", m.Source, err)
 		}
-		return c.disk.write(key, m, text)
+		return f.write(key, m, text)
 	}
 	return backoff.Permanent(fmt.Errorf("%w: %s", errAbsent, strings.Join(paths, ", ")))
 }

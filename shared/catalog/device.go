@@ -50,7 +50,7 @@ func NewDevice(facts build.Facts, packages ...string) *Device {
 // then in the background. The error is a build.Refusal: CodeUnsupported for
 // the version and the target, CodeUnknownDevice, CodeUnavailable.
 func (c *Catalog) Device(ctx context.Context, version, name, profile, model string) (*Device, error) {
-	n := need{until: time.Now().Add(patience)}
+	n := need{until: time.Now().Add(patience), feeds: true}
 	t, err := c.target(ctx, version, name, n)
 	if err != nil {
 		return nil, err
@@ -77,21 +77,36 @@ func (c *Catalog) Device(ctx context.Context, version, name, profile, model stri
 // target returns a target of a version. The need's age is filled in if it is
 // zero; of a snapshot, a fresh one is needed.
 func (c *Catalog) target(ctx context.Context, version, name string, n need) (*target, error) {
-	version, err := c.version(version)
+	version, err := c.version(ctx, version, n)
 	if err != nil {
 		return nil, err
 	}
 	what := c.distribution + " " + version
-	list, err := c.lists.get(ctx, version, need{maxAge: c.maxAge(version), until: n.until})
+	list, err := c.list(ctx, version, n.until)
 	if err != nil {
 		return nil, c.refusal(ctx, what, err)
 	}
-	if _, ok := (*list)[name]; !ok {
+	arch, ok := (*list)[name]
+	if !ok {
 		return nil, unsupported("%s has no target %q.%s", what, name, didYouMean(nearest(name, keysOf(*list))))
+	}
+	if n.feeds && c.store != nil {
+		defer c.feeds.warm(ctx, version+"/"+arch)()
 	}
 	n.maxAge, n.fresh = cmp.Or(n.maxAge, c.maxAge(version)), isSnapshot(version)
 	t, err := c.targets.get(ctx, version+"/"+name, n)
 	return t, c.refusal(ctx, what+" for "+name, err)
+}
+
+// list returns the targets of a version. A store's index has those of most
+// versions that are asked for.
+func (c *Catalog) list(ctx context.Context, version string, until time.Time) (*targetList, error) {
+	if c.store != nil {
+		if list := c.view.Load().lists[version]; list != nil {
+			return list, nil
+		}
+	}
+	return c.lists.get(ctx, version, need{maxAge: c.maxAge(version), until: until})
 }
 
 func keysOf(list targetList) iter.Seq[string] {
@@ -108,7 +123,8 @@ func keysOf(list targetList) iter.Seq[string] {
 const justNow = 10 * time.Second
 
 // Revision returns the revision of a target, as "r29233-443ec4032a". That of
-// a snapshot is asked of the upstream again unless that has just been done.
+// a snapshot is asked of the upstream again unless that has just been done; a
+// follower looks into the store again.
 func (c *Catalog) Revision(ctx context.Context, version, name string) (string, error) {
 	t, err := c.target(ctx, version, name, c.right(version, patience))
 	if err != nil {

@@ -28,6 +28,18 @@ type meta struct {
 	Sum      string `json:"sum"` // SHA-256 of the upstream's bytes
 }
 
+// files are those of a cache, or a part of them.
+type files interface {
+	// read returns a file's distillate, or fs.ErrNotExist.
+	read(key string) (meta, string, error)
+	// meta returns of which upstream file it was made, or the zero meta.
+	meta(key string) meta
+	// write makes or replaces a file.
+	write(key string, m meta, text []byte) error
+	// drop removes a file that turned out to be of no use.
+	drop(key string)
+}
+
 const (
 	maxMeta = 8 << 10
 	// Names of our own begin with a dot, which no version, target or feed does.
@@ -58,7 +70,6 @@ func openDisk(dir, base string) (*disk, error) {
 	return &disk{root: root, base: base}, nil
 }
 
-// read returns a file's distillate, or fs.ErrNotExist.
 func (d *disk) read(key string) (meta, string, error) {
 	b, err := d.root.ReadFile(filepath.FromSlash(key))
 	if err != nil {
@@ -69,10 +80,9 @@ func (d *disk) read(key string) (meta, string, error) {
 	return m, string(body), err
 }
 
-// drop removes a file that turned out to be of no use.
 func (d *disk) drop(key string) { d.root.Remove(filepath.FromSlash(key)) }
 
-// meta returns a file's first line, or the zero meta if there is none.
+// meta is a file's first line.
 func (d *disk) meta(key string) meta {
 	f, err := d.root.Open(filepath.FromSlash(key))
 	if err != nil {
@@ -88,10 +98,16 @@ func (d *disk) meta(key string) meta {
 
 func (d *disk) parseMeta(line []byte) (meta, error) {
 	var m meta
-	if json.Unmarshal(line, &m) != nil || m.Form != form || !strings.HasPrefix(m.Source, d.base+"/") {
+	if json.Unmarshal(line, &m) != nil || !m.usable(d.base) {
 		return meta{}, fs.ErrNotExist
 	}
 	return m, nil
+}
+
+// usable tells whether a file can be read: its form is known and it is of this
+// upstream.
+func (m meta) usable(base string) bool {
+	return m.Form == form && strings.HasPrefix(m.Source, base+"/")
 }
 
 func (d *disk) write(key string, m meta, body []byte) error {

@@ -30,33 +30,33 @@ func split(key string) (version, rest string) {
 
 // refreshTarget fetches a target's sums with what they vouch for, and its
 // package indices. Its own file is written last: once it is there, all is.
-func (c *Catalog) refreshTarget(ctx context.Context, key string) error {
+func (c *Catalog) refreshTarget(ctx context.Context, f files, key string) error {
 	version, name := split(key)
 	dir, changed := folder(version)+"/targets/"+name, false
-	err := c.renew(ctx, key+"/.target", maxSums, []string{dir + "/sha256sums"}, func(_ string, sums []byte) ([]byte, error) {
+	err := c.renew(ctx, f, key+"/.target", maxSums, []string{dir + "/sha256sums"}, func(_ string, sums []byte) ([]byte, error) {
 		changed = true
-		return c.distillTarget(ctx, version, name, sums)
+		return c.distillTarget(ctx, f, version, name, sums)
 	})
 	if err != nil || changed {
 		return err
 	}
-	t, err := c.loadBareTarget(key)
+	t, err := c.loadBareTarget(f, key)
 	if err != nil {
 		return err
 	}
-	return c.renewIndices(ctx, t)
+	return c.renewIndices(ctx, f, t)
 }
 
 // renewIndices brings a target's package indices up to date, the kernel
 // modules last: they depend on the rest.
-func (c *Catalog) renewIndices(ctx context.Context, t *target) error {
+func (c *Catalog) renewIndices(ctx context.Context, f files, t *target) error {
 	key, dir := t.version+"/"+t.name, folder(t.version)+"/targets/"+t.name
 	for _, file := range []string{".packages", ".kmods"} {
 		from := t.indices()[file]
 		if from == "" {
 			continue
 		}
-		if err := c.renewIndex(ctx, key+"/"+file, dir, from, t.Indices); err != nil && !errors.Is(err, errAbsent) {
+		if err := c.renewIndex(ctx, f, key+"/"+file, dir, from, t.Indices); err != nil && !errors.Is(err, errAbsent) {
 			return err
 		}
 	}
@@ -75,7 +75,7 @@ func (t *target) indices() map[string]string {
 
 // distillTarget verifies a target's sums, fetches its profiles and indices, and
 // returns what matters of sums and profiles.
-func (c *Catalog) distillTarget(ctx context.Context, version, name string, body []byte) ([]byte, error) {
+func (c *Catalog) distillTarget(ctx context.Context, f files, version, name string, body []byte) ([]byte, error) {
 	dir := folder(version) + "/targets/" + name
 	sig, err := c.signature(ctx, dir+"/sha256sums.sig")
 	if err != nil {
@@ -103,7 +103,7 @@ func (c *Catalog) distillTarget(ctx context.Context, version, name string, body 
 		return nil, err
 	}
 	t.SignedBy = sig.Fingerprint.String()
-	if err := c.renewIndices(ctx, t); err != nil {
+	if err := c.renewIndices(ctx, f, t); err != nil {
 		return nil, err
 	}
 	return json.Marshal(t)
@@ -131,17 +131,17 @@ func (c *Catalog) verify(body []byte, sig usign.Signature) error {
 // renewIndex brings a package index up to date from dir/folder. sums are the
 // verified sums of files below dir; one that is listed is not even asked for
 // while we have it.
-func (c *Catalog) renewIndex(ctx context.Context, key, dir, folder string, sums map[string]string) error {
+func (c *Catalog) renewIndex(ctx context.Context, f files, key, dir, folder string, sums map[string]string) error {
 	var paths []string
 	for _, file := range []string{"Packages.gz", "Packages", "index.json"} {
 		paths = append(paths, path.Join(dir, folder, file))
 	}
 	listed := func(p string) string { return sums[strings.TrimPrefix(p, dir+"/")] }
-	old := c.disk.meta(key)
+	old := f.meta(key)
 	if sum := listed(c.pathOf(old)); sum != "" && sum == old.Sum {
 		return nil
 	}
-	return c.renew(ctx, key, maxIndex, paths, func(p string, body []byte) ([]byte, error) {
+	return c.renew(ctx, f, key, maxIndex, paths, func(p string, body []byte) ([]byte, error) {
 		return c.distillIndex(ctx, p, body, listed(p))
 	})
 }
@@ -184,8 +184,8 @@ func (c *Catalog) distillPackages(body []byte, sig *usign.Signature) ([]byte, er
 	return distill(list, false), err
 }
 
-func (c *Catalog) loadTarget(key string) (*target, error) {
-	t, err := c.loadBareTarget(key)
+func (c *Catalog) loadTarget(f files, key string) (*target, error) {
+	t, err := c.loadBareTarget(f, key)
 	if err != nil {
 		return nil, err
 	}
@@ -193,7 +193,7 @@ func (c *Catalog) loadTarget(key string) (*target, error) {
 	var texts []string
 	for _, file := range []string{".packages", ".kmods"} {
 		from := t.indices()[file]
-		m, text, err := c.disk.read(key + "/" + file)
+		m, text, err := f.read(key + "/" + file)
 		// Modules of an earlier kernel may still be there.
 		if from != "" && err == nil && path.Dir(c.pathOf(m)) == path.Join(dir, from) {
 			texts = append(texts, text)
@@ -206,15 +206,15 @@ func (c *Catalog) loadTarget(key string) (*target, error) {
 }
 
 // loadBareTarget is loadTarget without package indices.
-func (c *Catalog) loadBareTarget(key string) (*target, error) {
-	_, text, err := c.disk.read(key + "/.target")
+func (c *Catalog) loadBareTarget(f files, key string) (*target, error) {
+	_, text, err := f.read(key + "/.target")
 	if err != nil {
 		return nil, err
 	}
 	t, err := parseTarget(text)
 	if err != nil || !c.knows(t.Signer) {
 		// Damaged, or the operator took the key away: as if it were not there.
-		c.disk.drop(key + "/.target")
+		f.drop(key + "/.target")
 		return nil, fs.ErrNotExist
 	}
 	t.version, t.name = split(key)
@@ -250,37 +250,37 @@ func feedsKey(key string) string {
 
 // refreshFeeds fetches the feeds of a version's architecture. The list of
 // their names is written last: once it is there, all is.
-func (c *Catalog) refreshFeeds(ctx context.Context, key string) error {
+func (c *Catalog) refreshFeeds(ctx context.Context, f files, key string) error {
 	version, arch := split(key)
 	conf, changed := folder(version)+"/packages/"+arch+"/feeds.conf", false
 	fetch := func(names []string) ([]byte, error) {
 		changed = true
-		if err := c.renewFeeds(ctx, key, names); err != nil {
+		if err := c.renewFeeds(ctx, f, key, names); err != nil {
 			return nil, err
 		}
 		return json.Marshal(names)
 	}
-	err := c.renew(ctx, feedsKey(key)+"/.names", maxListFile, []string{conf}, func(_ string, body []byte) ([]byte, error) {
+	err := c.renew(ctx, f, feedsKey(key)+"/.names", maxListFile, []string{conf}, func(_ string, body []byte) ([]byte, error) {
 		return fetch(parseFeeds(body))
 	})
 	if errors.Is(err, errAbsent) {
 		var names []byte
 		if names, err = fetch(usualFeeds); err == nil {
-			err = c.disk.write(feedsKey(key)+"/.names", meta{Form: form, Source: c.web.base + "/" + conf}, names)
+			err = f.write(feedsKey(key)+"/.names", meta{Form: form, Source: c.web.base + "/" + conf}, names)
 		}
 	}
 	if err != nil || changed {
 		return err
 	}
-	return c.renewFeeds(ctx, key, c.feedNames(key))
+	return c.renewFeeds(ctx, f, key, feedNames(f, key))
 }
 
-func (c *Catalog) renewFeeds(ctx context.Context, key string, names []string) error {
+func (c *Catalog) renewFeeds(ctx context.Context, f files, key string, names []string) error {
 	version, arch := split(key)
 	g, ctx := errgroup.WithContext(ctx)
 	for _, name := range names {
 		g.Go(func() error {
-			err := c.renewIndex(ctx, feedsKey(key)+"/"+name, folder(version)+"/packages/"+arch, name, nil)
+			err := c.renewIndex(ctx, f, feedsKey(key)+"/"+name, folder(version)+"/packages/"+arch, name, nil)
 			if errors.Is(err, errAbsent) {
 				return nil
 			}
@@ -291,27 +291,27 @@ func (c *Catalog) renewFeeds(ctx context.Context, key string, names []string) er
 }
 
 // feedNames is nil if the feeds were never fetched.
-func (c *Catalog) feedNames(key string) []string {
-	_, text, err := c.disk.read(feedsKey(key) + "/.names")
+func feedNames(f files, key string) []string {
+	_, text, err := f.read(feedsKey(key) + "/.names")
 	if err != nil {
 		return nil
 	}
 	var names []string
 	if json.Unmarshal([]byte(text), &names) != nil {
-		c.disk.drop(feedsKey(key) + "/.names")
+		f.drop(feedsKey(key) + "/.names")
 		return nil
 	}
 	return slices.DeleteFunc(names, func(s string) bool { return !feedPattern.MatchString(s) })
 }
 
-func (c *Catalog) loadFeeds(key string) (*index, error) {
-	names := c.feedNames(key)
+func (c *Catalog) loadFeeds(f files, key string) (*index, error) {
+	names := feedNames(f, key)
 	if names == nil {
 		return nil, fs.ErrNotExist
 	}
 	var texts []string
 	for _, name := range names {
-		if _, text, err := c.disk.read(feedsKey(key) + "/" + name); err == nil {
+		if _, text, err := f.read(feedsKey(key) + "/" + name); err == nil {
 			texts = append(texts, text)
 		}
 	}

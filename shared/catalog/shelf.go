@@ -90,6 +90,7 @@ type need struct {
 	maxAge time.Duration // older ones are updated
 	fresh  bool          // an older one is not good enough, but better than none
 	until  time.Time     // wait no longer than that
+	feeds  bool          // of a target: its architecture's feeds are needed next
 }
 
 // get returns the thing, by default however old it is while its update goes
@@ -190,7 +191,9 @@ func (s *shelf[T]) update(key string, maxAge time.Duration, missing bool) (*upda
 	return u, nil
 }
 
-// keys lists what is in memory.
+// warm does nothing: what is on disk is near enough.
+func (s *shelf[T]) warm(context.Context, string) (wait func()) { return func() {} }
+
 func (s *shelf[T]) keys() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()

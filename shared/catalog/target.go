@@ -179,6 +179,10 @@ func parseTarget(text string) (*target, error) {
 	if t.Signer, err = usign.ParseFingerprint(t.SignedBy); err != nil {
 		return nil, fmt.Errorf("read a target from the cache: %w", err)
 	}
+	if !revisionPattern.MatchString(t.Revision) || !archPattern.MatchString(t.Arch) || t.Kernel != "" && !kernelPattern.MatchString(t.Kernel) ||
+		t.Archive.Name != "" && !archivePattern.MatchString(t.Archive.Name) {
+		return nil, fmt.Errorf("read a target from the cache: its revision, architecture, kernel or archive is called what none can be")
+	}
 	t.share()
 	t.byName = map[string][]int32{}
 	for i, p := range t.Profiles {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"time"
@@ -45,18 +46,19 @@ func (b *Branch) probed() []string {
 // view is what is known of all versions at one moment.
 type view struct {
 	overview Overview
-	trouble  map[string]string // version → why it cannot be built, or ""
+	trouble  map[string]string      // version → why it cannot be built, or ""
+	lists    map[string]*targetList // of the versions that stand for their branches
 }
 
 // look makes the view from the cache.
-func (c *Catalog) look(list versionList) {
+func (c *Catalog) look(f files, list versionList) {
 	v := &view{
 		overview: Overview{Distribution: c.distribution, Upstream: c.web.base},
-		trouble:  map[string]string{},
+		trouble:  map[string]string{}, lists: map[string]*targetList{},
 	}
 	var moving []string
 	for _, b := range list.branches() {
-		if !c.assess(&b, v.trouble) {
+		if !c.assess(f, &b, v) {
 			continue
 		}
 		v.overview.Branches = append(v.overview.Branches, b)
@@ -78,7 +80,7 @@ func (c *Catalog) look(list versionList) {
 
 // assess fills in a branch: what of it exists, and what of that can be built.
 // It tells whether anything exists.
-func (c *Catalog) assess(b *Branch, trouble map[string]string) bool {
+func (c *Catalog) assess(f files, b *Branch, v *view) bool {
 	b.Targets = map[string]string{}
 	var offered, known []string
 	for _, version := range b.Versions {
@@ -86,18 +88,22 @@ func (c *Catalog) assess(b *Branch, trouble map[string]string) bool {
 		if !isSnapshot(version) {
 			stands = b.Versions[0]
 		}
-		list, err := c.lists.peek(stands)
-		if isSnapshot(version) && (list == nil || err != nil) {
+		list, err := c.loadList(f, stands)
+		if isSnapshot(version) && err != nil {
 			continue // there need not be one
+		}
+		if list != nil {
+			v.lists[stands] = list
 		}
 		if list != nil && len(b.Targets) == 0 {
 			b.Targets = *list
 		}
 		known = append(known, version)
-		if trouble[version] = c.signerTrouble(stands); trouble[version] == "" {
+		trouble := c.signerTrouble(f, stands)
+		if v.trouble[version] = trouble; trouble == "" {
 			offered = append(offered, version)
 		} else if b.Trouble == "" {
-			b.Trouble = fmt.Sprintf("%s %s cannot be built: %s", c.distribution, version, trouble[version])
+			b.Trouble = fmt.Sprintf("%s %s cannot be built: %s", c.distribution, version, trouble)
 		}
 	}
 	b.Enabled, b.Versions = len(offered) > 0, offered
@@ -109,8 +115,8 @@ func (c *Catalog) assess(b *Branch, trouble map[string]string) bool {
 
 // signerTrouble says what is wrong with the key that signs a version, as far
 // as it was seen.
-func (c *Catalog) signerTrouble(version string) string {
-	_, text, err := c.disk.read(version + "/.signer")
+func (c *Catalog) signerTrouble(f files, version string) string {
+	_, text, err := f.read(version + "/.signer")
 	if err != nil {
 		return ""
 	}
@@ -146,7 +152,12 @@ func (c *Catalog) report(v *view) {
 // Ready returns nil once there are versions that can be built, from the
 // upstream or from the cache; else a build.Refusal with CodeUnavailable that
 // says what is missing.
-func (c *Catalog) Ready() error {
+func (c *Catalog) Ready() error { return c.ready(context.Background()) }
+
+func (c *Catalog) ready(ctx context.Context) error {
+	if err := c.follows(ctx, followAge); err != nil {
+		return err
+	}
 	v := c.view.Load()
 	if v == nil && !c.refreshed.Load() {
 		r := unavailable("The list of versions is being fetched from %s. Try again in a few seconds.", c.web.base)
@@ -168,25 +179,52 @@ func (c *Catalog) Ready() error {
 }
 
 // Overview returns what the upstream offers, or a build.Refusal with
-// CodeUnavailable. It never waits.
-func (c *Catalog) Overview(context.Context) (Overview, error) {
-	v, err := c.current()
+// CodeUnavailable. It never waits for the upstream.
+func (c *Catalog) Overview(ctx context.Context) (Overview, error) {
+	v, err := c.current(ctx, followAge)
 	if err != nil {
 		return Overview{}, err
 	}
 	return v.overview, nil
 }
 
-func (c *Catalog) current() (*view, error) {
+func (c *Catalog) current(ctx context.Context, maxAge time.Duration) (*view, error) {
+	if err := c.follows(ctx, maxAge); err != nil {
+		return nil, err
+	}
 	if v := c.view.Load(); v != nil {
 		return v, nil
 	}
-	return nil, c.Ready()
+	return nil, c.ready(ctx)
+}
+
+// follows has what is known of the store as new as it has to be. While the
+// store does not answer, what is in memory will do, but for what has to be
+// right at this moment.
+func (c *Catalog) follows(ctx context.Context, maxAge time.Duration) error {
+	if c.store == nil {
+		return nil
+	}
+	err := c.sync(ctx, maxAge)
+	r := c.synced.Load()
+	switch {
+	case err == nil, maxAge == followAge && c.view.Load() != nil, r != nil && since(r.at) < followAge:
+		return nil
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.Is(err, fs.ErrNotExist):
+		return unavailable("The list of versions has not been stored yet. The server does that every few minutes. Try again in a minute.")
+	}
+	return unavailable("The list of versions cannot be read from the store of this server at the moment. Try again in a minute.")
 }
 
 // version returns the canonical spelling of a version that can be built.
-func (c *Catalog) version(name string) (string, error) {
-	v, err := c.current()
+func (c *Catalog) version(ctx context.Context, name string, n need) (string, error) {
+	maxAge := followAge
+	if n.maxAge == justNow {
+		maxAge = momentAge
+	}
+	v, err := c.current(ctx, maxAge)
 	if err != nil {
 		return "", err
 	}
@@ -238,6 +276,8 @@ func (c *Catalog) explain(what string, err error) string {
 		return fmt.Sprintf("%s cannot be verified: its signature or checksum at %s is wrong at the moment. Try again in a few minutes.", what, c.web.base)
 	case errors.Is(err, errAbsent):
 		return fmt.Sprintf("%s cannot be built: %s lacks the files that this needs.", what, c.web.base)
+	case errors.Is(err, errStore):
+		return fmt.Sprintf("%s cannot be read from the store of this server at the moment. Try again in a minute.", what)
 	case errors.Is(err, errSlow):
 		return fmt.Sprintf("%s is being fetched from %s. Try again in half a minute.", what, c.web.base)
 	}

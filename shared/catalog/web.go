@@ -64,12 +64,11 @@ func defaultTransport() *http.Transport {
 // upstream is only asked whether it changed: errUnchanged. A file that is not
 // there is errAbsent. Every other error may pass.
 func (w *web) get(ctx context.Context, path string, limit int64, old meta) ([]byte, meta, error) {
-	select {
-	case w.slots <- struct{}{}:
-		defer func() { <-w.slots }()
-	case <-ctx.Done():
-		return nil, meta{}, context.Cause(ctx)
+	release, err := w.slot(ctx)
+	if err != nil {
+		return nil, meta{}, err
 	}
+	defer release()
 	ctx, cancel := context.WithTimeout(ctx, requestLimit)
 	defer cancel()
 	fresh := meta{Form: form, Source: w.base + "/" + path}
@@ -93,6 +92,42 @@ func (w *web) get(ctx context.Context, path string, limit int64, old meta) ([]by
 		return nil, meta{}, errUnchanged
 	}
 	return body, fresh, nil
+}
+
+// changed asks whether the upstream has a file otherwise than then. It may say
+// so of one that is the same.
+func (w *web) changed(ctx context.Context, old meta) (bool, error) {
+	release, err := w.slot(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer release()
+	ctx, cancel := context.WithTimeout(ctx, requestLimit)
+	defer cancel()
+	resp, err := w.ask(ctx, old.Source, old)
+	if err != nil {
+		return false, err
+	}
+	defer resp.Body.Close()
+	switch err := checkStatus(resp, old); {
+	case err == nil:
+		return old.ETag == "" || resp.Header.Get("ETag") != old.ETag, nil
+	case errors.Is(err, errUnchanged):
+		return false, nil
+	case errors.Is(err, errAbsent):
+		return old.Sum != "", nil
+	default:
+		return false, fmt.Errorf("%s: %w", old.Source, err)
+	}
+}
+
+func (w *web) slot(ctx context.Context) (release func(), err error) {
+	select {
+	case w.slots <- struct{}{}:
+		return func() { <-w.slots }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 func (w *web) ask(ctx context.Context, address string, old meta) (*http.Response, error) {

@@ -76,6 +76,49 @@ func TestGet(t *testing.T) {
 	}
 }
 
+func TestChanged(t *testing.T) {
+	const tag = `"1"`
+	answer := func(status int, etag string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("If-None-Match") != tag {
+				t.Errorf("not asked on conditions: %v", r.Header)
+			}
+			w.Header().Set("ETag", etag)
+			w.WriteHeader(status)
+		}
+	}
+	for _, c := range []struct {
+		name    string
+		handler http.HandlerFunc
+		sum     string // "" if the upstream did not have it then
+		changed bool
+		says    string
+	}{
+		{"unchanged", answer(304, tag), "s", false, ""},
+		{"unchanged, but sent again", answer(200, tag), "s", false, ""},
+		{"changed", answer(200, `"2"`), "s", true, ""},
+		{"changed, says one without tags", answer(200, ""), "s", true, ""},
+		{"gone", answer(404, ""), "s", true, ""},
+		{"still not there", answer(404, ""), "", false, ""},
+		{"there now", answer(200, `"2"`), "", true, ""},
+		{"broken", answer(502, ""), "s", false, "502"},
+		{"unchanged, though it was not there", answer(304, ""), "", false, "304"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			server := httptest.NewServer(c.handler)
+			defer server.Close()
+			w, err := newWeb(server.URL, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			changed, err := w.changed(t.Context(), meta{Form: form, Source: server.URL + "/file", ETag: tag, Sum: c.sum})
+			if changed != c.changed || (err != nil) != (c.says != "") || err != nil && !strings.Contains(err.Error(), c.says) {
+				t.Errorf("%v, %v; want %v, %q", changed, err, c.changed, c.says)
+			}
+		})
+	}
+}
+
 func TestDisk(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.MkdirAll(filepath.Join(dir, tmpFolder), 0o755); err != nil {
