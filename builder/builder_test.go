@@ -84,6 +84,8 @@ type setting struct {
 	workers   int           // -1: none is started
 	certify   time.Duration // how long the server takes to certify a key
 	hook      build.Hook
+
+	publishedKey bool // the workers know the server's key from the store alone
 }
 
 func newSite(t testing.TB, o setting) *site {
@@ -303,9 +305,13 @@ func (s *site) start() (stop func()) {
 func (s *site) worker() *builder.Worker {
 	uid := nextUID()
 	s.uids = append(s.uids, uid)
+	serverKeys := []usign.PublicKey{s.server.Public()}
+	if s.setting.publishedKey {
+		serverKeys = nil
+	}
 	return builder.New(fmt.Sprint("worker-", uid), builder.Config{
 		Records: s.records, Queue: s.queue, Objects: s.objects, Catalog: s.catalog, Trees: s.trees,
-		Keys: s.keys, ServerKeys: []usign.PublicKey{s.server.Public()},
+		Keys: s.keys, ServerKeys: serverKeys,
 		Scratch: s.setting.scratch, TimeLimit: s.setting.timeLimit, Lifetimes: build.DefaultLifetimes,
 		Sandbox: imagebuilder.Confinement{Level: s.setting.level, Copy: s.setting.copy, UID: uid, GID: uid},
 		Log:     s.logger(), Hook: s.hook,

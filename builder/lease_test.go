@@ -1,7 +1,10 @@
 package builder_test
 
 import (
+	"bytes"
 	"context"
+	"fmt"
+	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -14,6 +17,7 @@ import (
 	"github.com/attended-sysupgrade/sysup/scripts/instant"
 	"github.com/attended-sysupgrade/sysup/shared/build"
 	"github.com/attended-sysupgrade/sysup/shared/build/buildtest"
+	"github.com/attended-sysupgrade/sysup/shared/usign"
 )
 
 // TestDuplicateDelivery: two workers with one build's messages make one
@@ -353,10 +357,68 @@ func TestRecovery(t *testing.T) {
 		{"the certificate is changed", func(s *site, folder string) { s.tamper(folder, "worker.pub") }, 2},
 		{"an image is gone", func(s *site, folder string) { s.tamper(folder, "*combined.img.gz", "gone") }, 2},
 		{"build.json is gone", func(s *site, folder string) { s.tamper(folder, "build.json", "gone") }, 2},
+		{"the worker's key is revoked", func(s *site, folder string) { s.revoke(s.server, s.signer(folder)) }, 2},
+		{"another key is revoked", func(s *site, _ string) { s.revoke(s.server, s.server.Public().Fingerprint) }, 1},
+		{"a list that the server did not sign", func(s *site, _ string) { s.revoke(s.up.Key) }, 2}, // who knows what the right one says
+		{"a list without its signature", func(s *site, _ string) {
+			s.revoke(s.server)
+			s.remove("keys/revoked.sig")
+		}, 2},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			recovery(t, test.change, test.makes)
+		})
+	}
+}
+
+// signer is the key by which an attempt was signed.
+func (s *site) signer(folder string) usign.Fingerprint {
+	s.Helper()
+	text, err := os.ReadFile(filepath.Join(folder, usign.WorkerFile))
+	if err != nil {
+		s.Fatal(err)
+	}
+	certificate, err := usign.ParseCertificate(text)
+	if err != nil {
+		s.Fatal(err)
+	}
+	return certificate.Key.Fingerprint
+}
+
+// revoke publishes a list of revoked keys.
+func (s *site) revoke(by usign.SecretKey, keys ...usign.Fingerprint) {
+	s.Helper()
+	list := usign.Revoked{Issued: time.Now(), Keys: keys}.Marshal()
+	for key, text := range map[string][]byte{"keys/revoked": list, "keys/revoked.sig": by.Sign(list).Marshal()} {
+		if err := s.objects.Put(s.Context(), key, bytes.NewReader(text), build.PolicyIndex); err != nil {
+			s.Fatal(err)
+		}
+	}
+}
+
+func (s *site) remove(key string) {
+	s.Helper()
+	if err := s.objects.Delete(s.Context(), key); err != nil {
+		s.Fatal(err)
+	}
+}
+
+// TestRecoveryAsPublished: a worker that was not given the server's key finds
+// it where clients do. Without it nothing is taken over.
+func TestRecoveryAsPublished(t *testing.T) {
+	t.Parallel()
+	for makes, publish := range map[int]func(*site, string){
+		1: func(s *site, _ string) {
+			if err := s.objects.Put(s.Context(), "keys/server.pub", bytes.NewReader(s.server.Public().Marshal()), build.PolicyIndex); err != nil {
+				s.Fatal(err)
+			}
+		},
+		2: func(*site, string) {},
+	} {
+		t.Run(fmt.Sprint(makes), func(t *testing.T) {
+			t.Parallel()
+			recovery(t, func(s *site, folder string) { s.setting.publishedKey = true; publish(s, folder) }, makes)
 		})
 	}
 }

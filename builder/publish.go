@@ -73,7 +73,11 @@ func (j *job) heldStep(ctx context.Context, step build.Step, f func() error) err
 // so that a full disk does not stay full for a day. If its build.json may be
 // there it is complete, and another worker could have finished it already.
 func (j *job) discard(ctx context.Context) {
-	ctx, done := context.WithTimeout(context.WithoutCancel(ctx), wrapUp)
+	limit := wrapUp
+	if ctx.Err() != nil {
+		limit = letGo // whoever told the process to stop kills it soon; the sweeper finds the rest
+	}
+	ctx, done := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer done()
 	if r, _, err := j.Objects.Open(ctx, j.prefix()+usign.BuildFile); !errors.Is(err, build.ErrNotFound) {
 		if err == nil {

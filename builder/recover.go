@@ -43,7 +43,11 @@ func (w *Worker) recovered(ctx context.Context, rec build.Record) (*build.Result
 		}
 		*file.to = text
 	}
-	verified, err := usign.Trust{Server: w.ServerKeys}.VerifyChain(chain, time.Now())
+	trust, err := w.trust(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("the server's keys: %v", err) // nothing of the attempt is missing
+	}
+	verified, err := trust.VerifyChain(chain, time.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -53,6 +57,39 @@ func (w *Worker) recovered(ctx context.Context, rec build.Record) (*build.Result
 		}
 	}
 	return provenance(chain.Build, rec, prefix)
+}
+
+// trust is what clients would hold against the attempt: a worker's key may have
+// been revoked since.
+func (w *Worker) trust(ctx context.Context) (trust usign.Trust, err error) {
+	if trust.Server, err = w.serverKeys(ctx); err != nil {
+		return trust, err
+	}
+	list, err := w.read(ctx, "keys/revoked")
+	if errors.Is(err, build.ErrNotFound) {
+		return trust, nil
+	}
+	if err != nil {
+		return trust, err
+	}
+	sig, err := w.read(ctx, "keys/revoked.sig")
+	if err != nil {
+		return trust, err
+	}
+	trust.Revoked, err = usign.VerifyRevoked(trust.Server, list, sig)
+	return trust, err
+}
+
+func (w *Worker) serverKeys(ctx context.Context) ([]usign.PublicKey, error) {
+	if w.ServerKeys != nil {
+		return w.ServerKeys, nil
+	}
+	text, err := w.read(ctx, "keys/server.pub")
+	if err != nil {
+		return nil, err
+	}
+	key, err := usign.ParsePublicKey(text)
+	return []usign.PublicKey{key}, err
 }
 
 func provenance(text []byte, rec build.Record, prefix string) (*build.Result, error) {

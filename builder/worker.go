@@ -17,7 +17,8 @@ import (
 	"github.com/attended-sysupgrade/sysup/shared/usign"
 )
 
-// Config is what a Worker works with. All fields but Upstream and Hook are needed.
+// Config is what a Worker works with. Upstream, ServerKeys, Presence and Hook
+// may be missing.
 type Config struct {
 	Records    build.Records
 	Queue      build.Queue
@@ -25,12 +26,13 @@ type Config struct {
 	Catalog    *catalog.Catalog
 	Trees      *imagebuilder.Store
 	Keys       *Keys
-	ServerKeys []usign.PublicKey // to recognise an earlier attempt as complete
+	ServerKeys []usign.PublicKey // to recognise an earlier attempt as complete; nil = what Objects has in keys/
 	Scratch    string            // folder that is there, for the folders of jobs
 	Sandbox    imagebuilder.Confinement
 	TimeLimit  time.Duration // of one job's make
 	Upstream   string        // where packages come from; "" = where the ImageBuilders say
 	Lifetimes  build.Lifetimes
+	Presence   *Presence // nil where workers never leave
 	Log        *slog.Logger
 	Hook       build.Hook
 }
@@ -50,6 +52,7 @@ const (
 	visibility = time.Minute     // how long a message stays hidden from others
 	faultPause = 2 * time.Second // after a fault of queue or records
 	wrapUp     = 20 * time.Second
+	letGo      = 3 * time.Second // for each write that follows the order to stop
 )
 
 // Run receives and builds until ctx ends. A build that is under way then is
@@ -97,6 +100,7 @@ func (w *Worker) receive(ctx context.Context) (m build.Message, err error) {
 // handle decides by the record what the message is worth: it proves nothing
 // itself.
 func (w *Worker) handle(ctx context.Context, m build.Message) error {
+	defer w.Presence.handle()()
 	rec, err := w.Records.Get(ctx, m.ID)
 	now := build.Now()
 	switch {
@@ -139,6 +143,7 @@ func (w *Worker) claim(ctx context.Context, rec build.Record, now time.Time) (*f
 func (w *Worker) fly(ctx context.Context, f *flight, m build.Message, before build.Record) error {
 	job, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	defer w.Presence.built()
 	beat := w.keepAlive(job, cancel, f, m)
 	result, err := w.result(job, f, before)
 	if err != nil && errors.Is(context.Cause(job), build.ErrConflict) {
@@ -179,17 +184,9 @@ func (w *Worker) result(ctx context.Context, f *flight, before build.Record) (*b
 		}
 	}
 	if before.Spent() {
-		return nil, spent(before)
+		return nil, before.Lost()
 	}
 	return w.build(ctx, f)
-}
-
-// spent is the end of a build whose attempts were all lost.
-func spent(before build.Record) *build.Failure {
-	if before.Failure != nil {
-		return before.Failure
-	}
-	return build.Fail(build.KindWorker, "The builder was lost %d times while it made this image. Send the request again, or tell the operator of this server.", build.MaxAttempts)
 }
 
 // keepAlive renews the lease and the message until ctx ends, and ends the job
@@ -249,7 +246,7 @@ func (w *Worker) commit(ctx context.Context, f *flight, m build.Message, end fun
 	}
 	rec := f.record()
 	w.Log.Info("a build ended", "build", m.ID.Short(), "state", rec.State, "seconds", rec.EndedAt.Sub(rec.StartedAt).Seconds())
-	count := w.Hook.Do(build.StepCount, func() error { return build.CountEnded(ctx, w.Records) })
+	count := w.Hook.Do(build.StepCount, func() error { return build.CountEnded(ctx, w.Records, rec) })
 	acknowledge := w.Hook.Do(build.StepAcknowledge, func() error { return w.Queue.Delete(ctx, m) })
 	return errors.Join(count, acknowledge)
 }

@@ -5,11 +5,8 @@ package imagebuilder
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"net/http"
@@ -22,7 +19,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/attended-sysupgrade/sysup/builder/archive"
@@ -36,6 +32,7 @@ type Source struct {
 	URL    string
 	Name   string // file name; its ending says how it is packed
 	SHA256 string // 64 hex digits
+	Key    string // where it lies in Options.Archives, "" for nowhere
 }
 
 // Options of a Store.
@@ -44,7 +41,10 @@ type Options struct {
 	// Budget is how many bytes the unpacked trees may take together before
 	// those used longest ago are removed. Trees in use are never removed.
 	Budget int64
-	Log    *slog.Logger
+	// Archives keeps archives as they came from upstream, for machines that
+	// begin with an empty disk; nil for none. Nothing in it is trusted.
+	Archives build.Objects
+	Log      *slog.Logger
 }
 
 // Limits of what comes from upstream.
@@ -65,8 +65,10 @@ type Store struct {
 	pause   time.Duration // before the second try; longer each time
 	flights singleflight.Group
 
+	keeping chan struct{} // a place for each archive that is being stored
+
 	// A fetch outlives the job that asked for it, since others may wait for
-	// the same tree. It ends with the store.
+	// the same tree. It ends with the store, as does the storing of archives.
 	ctx     context.Context
 	stop    context.CancelFunc
 	fetches sync.WaitGroup
@@ -90,7 +92,10 @@ func OpenStore(dir string, options Options) (*Store, error) {
 			return nil, fmt.Errorf("remove a half fetched ImageBuilder: %w", err)
 		}
 	}
-	s := &Store{dir: dir, options: options, stall: 30 * time.Second, pause: time.Second, used: map[string]map[*Tree]bool{}}
+	s := &Store{
+		dir: dir, options: options, stall: 30 * time.Second, pause: time.Second,
+		keeping: make(chan struct{}, keepsAtOnce), used: map[string]map[*Tree]bool{},
+	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	return s, nil
 }
@@ -202,12 +207,18 @@ func (s *Store) fetch(ctx context.Context, src Source) error {
 	}
 	defer s.remove(folder)
 	packed := filepath.Join(folder, "archive")
-	if err := s.download(ctx, src, packed); err != nil {
-		return err
+	kept := s.takeKept(ctx, src, packed)
+	if !kept {
+		if err := s.download(ctx, src, packed); err != nil {
+			return err
+		}
 	}
 	s.tell(src.SHA256, build.StageUnpack)
-	if err := s.unpack(ctx, src, folder, packed); err != nil {
+	if err := s.unpack(ctx, src, folder, packed, !kept); err != nil {
 		return err
+	}
+	if err := syncDisk(folder); err != nil {
+		return fault("store an ImageBuilder", err)
 	}
 	target := filepath.Join(s.dir, src.SHA256)
 	if err := os.Rename(folder, target); err != nil && !errors.Is(err, fs.ErrExist) && !errors.Is(err, syscall.ENOTEMPTY) {
@@ -222,85 +233,9 @@ func (s *Store) remove(folder string) {
 	}
 }
 
-// download tries a few times, since mirrors fail now and then.
-func (s *Store) download(ctx context.Context, src Source, to string) error {
-	pauses := backoff.NewExponentialBackOff()
-	pauses.InitialInterval = s.pause
-	tries := 0
-	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		tries++
-		err := s.downloadOnce(ctx, src, to)
-		if err != nil {
-			s.options.Log.Warn("fetch of an ImageBuilder failed", "name", src.Name, "try", tries, "error", err)
-		}
-		return struct{}{}, err
-	}, backoff.WithMaxTries(fetchTries), backoff.WithBackOff(pauses))
-	return err
-}
-
-func (s *Store) downloadOnce(ctx context.Context, src Source, to string) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, src.URL, nil)
-	if err != nil {
-		return err
-	}
-	stall := time.AfterFunc(s.stall, cancel)
-	defer stall.Stop()
-	resp, err := s.options.Client.Do(req)
-	if err != nil {
-		return upstreamFailure(src, "the server does not answer (%v)", plain(err))
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return upstreamFailure(src, "the server answered %d", resp.StatusCode)
-	}
-	body := &watched{r: io.LimitReader(resp.Body, maxArchive), timer: stall, stall: s.stall}
-	sum, err := save(to, body)
-	switch {
-	case body.err != nil:
-		return upstreamFailure(src, "the transfer broke after %d bytes", body.n)
-	case err != nil:
-		return backoff.Permanent(fault("store an ImageBuilder", err))
-	case sum != src.SHA256:
-		return upstreamFailure(src, "its checksum is not the signed one")
-	}
-	return nil
-}
-
-// save writes what it reads into the file and returns its SHA-256.
-func save(to string, body io.Reader) (string, error) {
-	f, err := os.Create(to)
-	if err != nil {
-		return "", err
-	}
-	hash := sha256.New()
-	_, err = io.Copy(io.MultiWriter(f, hash), body)
-	return hex.EncodeToString(hash.Sum(nil)), errors.Join(err, f.Close())
-}
-
-// watched puts a timer off with each byte that arrives, and keeps the reader's
-// error apart from the writer's.
-type watched struct {
-	r     io.Reader
-	timer *time.Timer
-	stall time.Duration
-	n     int64
-	err   error
-}
-
-func (w *watched) Read(p []byte) (int, error) {
-	n, err := w.r.Read(p)
-	if w.n += int64(n); n > 0 {
-		w.timer.Reset(w.stall)
-	}
-	if err != nil && err != io.EOF {
-		w.err = err
-	}
-	return n, err
-}
-
-func (s *Store) unpack(ctx context.Context, src Source, folder, packed string) error {
+// unpack makes the tree of an archive, which it removes. keep says that the
+// archive is to be stored for others.
+func (s *Store) unpack(ctx context.Context, src Source, folder, packed string, keep bool) error {
 	f, err := os.Open(packed)
 	if err != nil {
 		return fault("open an ImageBuilder", err)
@@ -312,6 +247,9 @@ func (s *Store) unpack(ctx context.Context, src Source, folder, packed string) e
 	}
 	if err := archive.Unpack(ctx, f, src.Name, tree, archive.Limits{}, archive.StripTop); err != nil {
 		return unpackFailure(src, err)
+	}
+	if keep {
+		s.keep(src, packed)
 	}
 	if err := os.Remove(packed); err != nil {
 		return fault("unpack an ImageBuilder", err)

@@ -31,6 +31,12 @@ type copied struct {
 }
 
 func (c *copier) copy() error {
+	if c.uid >= 0 {
+		// Ours until it is finished: see finish.
+		if err := os.Lchown(c.to, os.Geteuid(), os.Getegid()); err != nil {
+			return fmt.Errorf("copying the tree: %w", err)
+		}
+	}
 	if err := filepath.WalkDir(c.from, c.entry); err != nil {
 		return fmt.Errorf("copying the tree: %w", err)
 	}
@@ -100,15 +106,17 @@ func (c *copier) file(from string, to copied) error {
 	return c.finish(to)
 }
 
-// finish gives a copy its owner, permissions and time.
+// finish gives a copy its permissions, its time and, last, its owner: what is another's even root can change only with
+// CAP_FOWNER, which it need not have in a container.
 func (c *copier) finish(to copied) error {
 	var err error
-	if c.uid >= 0 {
-		err = os.Lchown(to.path, c.uid, c.gid)
-	}
 	if to.info.Mode()&fs.ModeSymlink == 0 {
-		err = errors.Join(err, os.Chmod(to.path, to.info.Mode().Perm()))
+		err = os.Chmod(to.path, to.info.Mode().Perm())
 	}
 	stamp := unix.NsecToTimespec(to.info.ModTime().UnixNano())
-	return errors.Join(err, unix.UtimesNanoAt(unix.AT_FDCWD, to.path, []unix.Timespec{stamp, stamp}, unix.AT_SYMLINK_NOFOLLOW))
+	err = errors.Join(err, unix.UtimesNanoAt(unix.AT_FDCWD, to.path, []unix.Timespec{stamp, stamp}, unix.AT_SYMLINK_NOFOLLOW))
+	if c.uid >= 0 {
+		err = errors.Join(err, os.Lchown(to.path, c.uid, c.gid))
+	}
+	return err
 }

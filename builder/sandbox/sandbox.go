@@ -337,10 +337,14 @@ func (j *Job) Run(ctx context.Context, c Command) error {
 	return nil
 }
 
-// Close removes everything that the job left.
+// Close removes everything that the job left, at LevelProcess as root also in /tmp and its like.
 func (j *Job) Close() error {
 	if j.idMap != nil {
 		j.idMap.Close()
 	}
-	return RemoveAll(j.spec.Scratch)
+	err := RemoveAll(j.spec.Scratch)
+	if j.root && !j.spec.Level.namespaced() {
+		err = errors.Join(err, removeOf(j.spec.UID))
+	}
+	return err
 }

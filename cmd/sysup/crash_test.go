@@ -33,7 +33,7 @@ func crashServer(settings string) {
 	part := strings.Split(settings, "|")
 	uid, _ := strconv.Atoi(part[3])
 	var hit atomic.Bool
-	c := withDefaults(serveCmd{Data: part[0], Upstream: part[1], UpstreamKey: []string{part[2]}, BuildUID: uid, MaxPending: 1})
+	c := withDefaults(serveCmd{Data: part[0], Upstream: part[1], UpstreamKey: []string{part[2]}, BuildUID: uid, MaxPending: 1, BuildsPerDay: 1000, BuildsPerClient: 100})
 	c.ready = func(a net.Addr) { fmt.Printf("http://%s\n", a) }
 	c.hook = func(step build.Step, after bool) {
 		if string(step) == part[4] && after == (part[5] == "after") && !hit.Swap(true) {
@@ -144,7 +144,8 @@ func killAt(t *testing.T, data, upstream, key, uid, step, moment string) {
 	}
 	onlyResult(t, second.url, data, result.BinDir)
 	// The server has room for one pending build: the counts agree again if it
-	// takes another one.
+	// takes another one, once what it knows of the board is no longer the old.
+	time.Sleep(time.Second)
 	request.Packages = []string{"htop"}
 	if _, err := remote.Submit(ctx, request); err != nil {
 		t.Errorf("a request after the restart: %v", err)

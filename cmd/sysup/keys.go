@@ -2,33 +2,47 @@ package main
 
 import (
 	"context"
-	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
-	"time"
 
-	"github.com/attended-sysupgrade/sysup/shared/build"
 	"github.com/attended-sysupgrade/sysup/shared/usign"
 )
 
 type keysCmd struct {
-	New         keysNew         `cmd:"" help:"Make a key pair: DIR/server.sec (secret) and DIR/server.pub."`
+	New         keysNew         `cmd:"" help:"Make a key pair: DIR/server.sec (secret) and DIR/server.pub, or the keys of a deployment on AWS."`
 	Show        keysShow        `cmd:"" help:"Print the public key."`
 	Fingerprint keysFingerprint `cmd:"" help:"Print the public key's fingerprint."`
 }
 
 type keysNew struct {
-	Dir     string `arg:"" help:"Folder for the pair, made if needed. A key that lies there is never overwritten." type:"path"`
+	Dir     string `arg:"" optional:"" help:"Folder for the pair, made if needed. A key that lies there is never overwritten." type:"path"`
+	SSM     string `name:"ssm" help:"Make the keys of a deployment on AWS instead, as parameters of SSM below this path, like /sysup/main." placeholder:"PATH"`
+	KMS     string `name:"kms" help:"With --ssm: the server's key is this one of KMS (ECC_NIST_EDWARDS25519), an ID, ARN or alias." placeholder:"KEY"`
 	Comment string `help:"Comment line of the public key." default:"sysup server"`
 }
 
-func (c keysNew) Run(out io.Writer) error {
+func (c keysNew) Validate() error {
+	switch {
+	case (c.Dir == "") == (c.SSM == ""):
+		return errors.New("the keys go either into a folder, <dir>, or below --ssm PATH; give one of these")
+	case c.SSM == "" && c.KMS != "":
+		return errors.New("--kms goes with --ssm only")
+	case c.SSM != "" && (len(c.SSM) > len("/sysup/")+32 || !parameterPath.MatchString(c.SSM)):
+		return fmt.Errorf("--ssm has to be /sysup/ and a name of at most 32 lower-case letters, digits and '-', it is %.200q", c.SSM)
+	}
+	return nil
+}
+
+func (c keysNew) Run(ctx context.Context, out io.Writer, log *slog.Logger) error {
+	if c.SSM != "" {
+		return c.newInCloud(ctx, out, log)
+	}
 	key, err := makeKey(c.Dir, c.Comment)
 	if err != nil {
 		return err
@@ -196,30 +210,4 @@ func openSecret(file string) ([]byte, error) {
 		err = writeNew(file, secret, 0o600)
 	}
 	return secret, err
-}
-
-// certificateLife is how long a worker's key may sign; clockSkew is how far
-// the clocks of server and worker may differ.
-const (
-	certificateLife = 24 * time.Hour
-	clockSkew       = 5 * time.Minute
-)
-
-// certifier signs workers' keys in this process and stores the certificates
-// where clients find them.
-func (k serverKeys) certifier(objects build.Objects) build.Certifier {
-	return func(ctx context.Context, worker string, key ed25519.PublicKey) (build.Certificate, error) {
-		now := time.Now()
-		public, signature, err := usign.Certify(k.sign, worker, key, now.Add(-clockSkew), now.Add(certificateLife))
-		if err != nil {
-			return build.Certificate{}, err
-		}
-		name := "keys/worker-" + worker + ".pub"
-		for key, text := range map[string][]byte{name: public, name + ".sig": signature} {
-			if err := objects.Put(ctx, key, strings.NewReader(string(text)), build.PolicyText); err != nil {
-				return build.Certificate{}, err
-			}
-		}
-		return build.Certificate{PublicKey: public, Signature: signature}, nil
-	}
 }

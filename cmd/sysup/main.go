@@ -30,6 +30,7 @@ type cli struct {
 	Config string `help:"TOML file with settings; a key is the long name of a flag." type:"path" env:"SYSUP_CONFIG" placeholder:"FILE"`
 
 	Serve   serveCmd   `cmd:"" help:"Run the server with its builders on this machine."`
+	Worker  workerCmd  `cmd:"" help:"Build for servers on AWS or on engines like it."`
 	Build   buildCmd   `cmd:"" help:"Have an image built, download it and verify it."`
 	Verify  verifyCmd  `cmd:"" help:"Verify a downloaded folder against a server's key."`
 	Keys    keysCmd    `cmd:"" help:"Make and look at signing keys."`
@@ -46,8 +47,19 @@ func (versionCmd) Run(out io.Writer) error {
 func main() {
 	sandbox.Init()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	context.AfterFunc(ctx, func() { endAtOnce(); stop() })
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// endAtOnce ends the process with the next signal. The kernel would not do it:
+// the first process of a container has no default for signals.
+func endAtOnce() {
+	again := make(chan os.Signal, 1)
+	signal.Notify(again, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-again
+		os.Exit(exitFailure)
+	}()
 }
 
 const (

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -22,24 +23,30 @@ import (
 	"github.com/attended-sysupgrade/sysup/shared/api"
 	"github.com/attended-sysupgrade/sysup/shared/build"
 	"github.com/attended-sysupgrade/sysup/shared/catalog"
+	"github.com/attended-sysupgrade/sysup/shared/certify"
 	"github.com/attended-sysupgrade/sysup/shared/dir"
 	"github.com/attended-sysupgrade/sysup/shared/sqlite"
 	"github.com/attended-sysupgrade/sysup/shared/usign"
 )
 
 type serveCmd struct {
-	Listen          string        `help:"Address to listen on." default:"127.0.0.1:8000" env:"SYSUP_LISTEN"`
-	Data            string        `help:"Folder for everything the server keeps." default:"data" type:"path" env:"SYSUP_DATA"`
-	Upstream        string        `help:"Download server to build from." default:"https://downloads.openwrt.org" env:"SYSUP_UPSTREAM" placeholder:"URL"`
-	UpstreamKey     []string      `help:"Public key that signs the upstream's checksums; OpenWrt's release keys are known. Repeatable." type:"existingfile" env:"SYSUP_UPSTREAM_KEY" placeholder:"FILE"`
-	Workers         int           `help:"Builds at once." default:"1" env:"SYSUP_WORKERS"`
-	MaxPending      int64         `help:"Builds that may wait or run before new ones are refused; 0 = no limit." default:"500" env:"SYSUP_MAX_PENDING"`
-	AllowDefaults   bool          `help:"Accept first-boot scripts. They run as root on the routers of those who send them." env:"SYSUP_ALLOW_DEFAULTS"`
-	RepositoryAllow []string      `help:"Prefix of package feed addresses that clients may add. Repeatable." env:"SYSUP_REPOSITORY_ALLOW" placeholder:"URL_PREFIX"`
-	PublicURL       string        `help:"Address by which clients reach this server, for links in answers." env:"SYSUP_PUBLIC_URL" placeholder:"URL"`
-	TimeLimit       time.Duration `help:"Time that one ImageBuilder run may take." default:"10m" env:"SYSUP_TIME_LIMIT"`
-	CacheSize       int64         `help:"Disk space for unpacked ImageBuilders, in GiB." default:"20" env:"SYSUP_CACHE_SIZE"`
-	BuildUID        int           `help:"User number that runs the ImageBuilder of the first worker when the server is root; the others count on. Nobody else should have these." default:"64646" env:"SYSUP_BUILD_UID"`
+	Listen          string         `help:"Address to listen on." default:"127.0.0.1:8000" env:"SYSUP_LISTEN"`
+	Data            string         `help:"Folder for everything the server keeps." default:"data" type:"path" env:"SYSUP_DATA"`
+	Upstream        string         `help:"Download server to build from." default:"https://downloads.openwrt.org" env:"SYSUP_UPSTREAM" placeholder:"URL"`
+	UpstreamKey     []string       `help:"Public key that signs the upstream's checksums; OpenWrt's release keys are known. Repeatable." type:"existingfile" env:"SYSUP_UPSTREAM_KEY" placeholder:"FILE"`
+	Workers         int            `help:"Builds at once." default:"1" env:"SYSUP_WORKERS"`
+	MaxPending      int64          `help:"Builds that may wait or run before new ones are refused; 0 = no limit." default:"500" env:"SYSUP_MAX_PENDING"`
+	BuildsPerDay    int64          `help:"Builds that may be started on one day (UTC); 0 = no limit." default:"0" env:"SYSUP_BUILDS_PER_DAY"`
+	BuildsPerClient int64          `help:"Builds that one client address may start in one hour; 0 = no limit." default:"0" env:"SYSUP_BUILDS_PER_CLIENT"`
+	TrustedProxy    []netip.Prefix `help:"Network of proxies whose X-Forwarded-For tells the client's address, like 10.0.0.0/8. Repeatable." env:"SYSUP_TRUSTED_PROXY" placeholder:"CIDR"`
+	AllowDefaults   bool           `help:"Accept first-boot scripts. They run as root on the routers of those who send them." env:"SYSUP_ALLOW_DEFAULTS"`
+	RepositoryAllow []string       `help:"Prefix of package feed addresses that clients may add. Repeatable." env:"SYSUP_REPOSITORY_ALLOW" placeholder:"URL_PREFIX"`
+	PublicURL       string         `help:"Address by which clients reach this server, for links in answers." env:"SYSUP_PUBLIC_URL" placeholder:"URL"`
+	TimeLimit       time.Duration  `help:"Time that one ImageBuilder run may take." default:"10m" env:"SYSUP_TIME_LIMIT"`
+	CacheSize       int64          `help:"Disk space for unpacked ImageBuilders, in GiB." default:"20" env:"SYSUP_CACHE_SIZE"`
+	BuildUID        int            `help:"User number that runs the ImageBuilder of the first worker when the server is root; the others count on. Nobody else should have these." default:"64646" env:"SYSUP_BUILD_UID"`
+
+	certifyFlags `embed:""`
 
 	// ready is told the address once the server answers; hook is for crash tests.
 	ready func(net.Addr)
@@ -52,6 +59,10 @@ func (c *serveCmd) Validate() error {
 		return fmt.Errorf("--workers has to be between 0 and 256, it is %d", c.Workers)
 	case c.MaxPending < 0:
 		return fmt.Errorf("--max-pending has to be 0 or more, it is %d", c.MaxPending)
+	case c.BuildsPerDay < 0:
+		return fmt.Errorf("--builds-per-day has to be 0 or more, it is %d", c.BuildsPerDay)
+	case c.BuildsPerClient < 0:
+		return fmt.Errorf("--builds-per-client has to be 0 or more, it is %d", c.BuildsPerClient)
 	case c.TimeLimit < time.Second:
 		return fmt.Errorf("--time-limit has to be a second or more, it is %s", c.TimeLimit)
 	case c.CacheSize < 1:
@@ -59,7 +70,11 @@ func (c *serveCmd) Validate() error {
 	case c.BuildUID < 1:
 		return fmt.Errorf("--build-uid has to be an ordinary user's number, it is %d", c.BuildUID)
 	}
-	return errors.Join(checkURL("--upstream", c.Upstream), checkURL("--public-url", c.PublicURL), checkURL("--repository-allow", c.RepositoryAllow...))
+	return errors.Join(c.certifyFlags.Validate(), checkURL("--upstream", c.Upstream), checkURL("--public-url", c.PublicURL), checkURL("--repository-allow", c.RepositoryAllow...))
+}
+
+func (c *serveCmd) limits() build.Limits {
+	return build.Limits{Pending: c.MaxPending, PerDay: c.BuildsPerDay, PerClient: c.BuildsPerClient}
 }
 
 func checkURL(flag string, values ...string) error {
@@ -106,7 +121,9 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.catalog.Run(ctx) })
 	group.Go(func() error { return s.sweep(ctx) })
-	keys := builder.NewKeys(s.keys.certifier(s.objects))
+	certifier := certify.New(s.keys.sign, s.objects).Certify
+	group.Go(func() error { return c.certifyFlags.serve(ctx, certifier, log) })
+	keys := builder.NewKeys(certifier)
 	for i := range c.Workers {
 		group.Go(func() error { return s.worker(i, keys).Run(ctx) })
 	}
@@ -249,10 +266,14 @@ func (s *server) worker(i int, keys *builder.Keys) *builder.Worker {
 }
 
 func (s *server) handler() http.Handler {
-	service := &build.Service{Records: s.records, Queue: s.queue, Secret: s.keys.secret, Limits: build.Limits{Pending: s.MaxPending}, Hook: s.hook}
+	service := &build.Service{
+		Records: s.records, Queue: s.queue, Secret: s.keys.secret, Hook: s.hook,
+		Limits: s.limits(),
+		Fault:  func(err error) { s.log.Error("a request went on without the board", "error", err) },
+	}
 	return api.New(api.Config{
 		Service: service, Objects: s.objects, Catalog: s.catalog, PublicURL: strings.TrimRight(s.PublicURL, "/"),
-		AllowDefaults: s.AllowDefaults, RepositoryAllow: s.RepositoryAllow, Version: version, Log: s.log,
+		AllowDefaults: s.AllowDefaults, RepositoryAllow: s.RepositoryAllow, Client: api.Behind(s.TrustedProxy), Version: version, Log: s.log,
 		Ready: func(ctx context.Context) error {
 			_, err := service.Pending(ctx)
 			return errors.Join(err, s.catalog.Ready())
@@ -282,7 +303,7 @@ func (s *server) listen(ctx context.Context, listener net.Listener) error {
 
 // sweep runs the sweeper at once and then each minute.
 func (s *server) sweep(ctx context.Context) error {
-	sweeper := &build.Sweeper{Records: s.records, Queue: s.queue, Objects: s.objects, Lifetimes: build.DefaultLifetimes}
+	sweeper := &build.Sweeper{Records: s.records, Queue: s.queue, Objects: s.objects, Lifetimes: build.DefaultLifetimes, Count: s.db.Records().Pending}
 	tick := time.NewTicker(sweepInterval)
 	defer tick.Stop()
 	for {
@@ -291,7 +312,8 @@ func (s *server) sweep(ctx context.Context) error {
 			s.log.Error("the sweeper met a fault", "error", err)
 		}
 		if done != (build.Swept{}) {
-			s.log.Info("swept", "resent", done.Resent, "given_up", done.GivenUp, "expired", done.Expired, "strays", done.Strays)
+			s.log.Info("swept", "resent", done.Resent, "given_up", done.GivenUp, "expired", done.Expired, "strays", done.Strays,
+				"dead_letters", done.DeadLetters, "recounted", done.Recounted)
 		}
 		select {
 		case <-ctx.Done():

@@ -12,7 +12,7 @@ import (
 
 // accept takes a decoded request of any dialect to its build: everything is
 // checked before anything is looked up by its hash.
-func (s *server) accept(ctx context.Context, r build.Request) (build.Status, error) {
+func (s *server) accept(ctx context.Context, r build.Request, client string) (build.Status, error) {
 	if err := r.Check(); err != nil {
 		return build.Status{}, err
 	}
@@ -38,7 +38,7 @@ func (s *server) accept(ctx context.Context, r build.Request) (build.Status, err
 			return build.Status{}, err
 		}
 	}
-	return s.Service.Submit(ctx, build.Submission{Plan: plan, Request: r})
+	return s.Service.Submit(ctx, build.Submission{Plan: plan, Request: r, Client: client})
 }
 
 // permit refuses what the operator has not allowed.

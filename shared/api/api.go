@@ -53,6 +53,10 @@ type Config struct {
 	// with every request.
 	Settings []string
 
+	// Client is the address of who sent a request, "" if it is not known; nil
+	// means the other end of the connection.
+	Client func(*http.Request) string
+
 	Version string                      // of sysup
 	Ready   func(context.Context) error // whether the drivers are reachable; nil for always
 	Log     *slog.Logger                // nil for none
@@ -79,6 +83,9 @@ const (
 func New(c Config) http.Handler {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Client == nil {
+		c.Client = Peer
 	}
 	bodies, err := lru.New[bodyKey, []byte](keptBodies)
 	if err != nil {

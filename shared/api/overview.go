@@ -92,7 +92,11 @@ func (s *server) getLatest(w *response, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return s.catalogue(w, r, map[string][]string{"latest": orEmpty(known.Latest)})
+	return s.catalogue(w, r, latest(known))
+}
+
+func latest(known catalog.Overview) map[string][]string {
+	return map[string][]string{"latest": orEmpty(known.Latest)}
 }
 
 // getRevision tells which revision of a version can be built for a target;

@@ -56,6 +56,7 @@ type conversationKey struct{}
 
 func setUpScript(env *testscript.Env) error {
 	c := &conversation{rig: newRig(env.T().(testing.TB))}
+	c.config.Client = func(r *http.Request) string { return r.Header.Get("X-Test-Client") }
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c.handler().ServeHTTP(w, r)
 	}))
@@ -259,10 +260,11 @@ func (c *conversation) server(ts *testscript.TestScript, neg bool, args []string
 		c.config.PublicURL = args[1]
 	case "allow-defaults":
 		c.config.AllowDefaults = args[1] == "true"
-	case "max-pending":
-		n, err := strconv.Atoi(args[1])
+	case "max-pending", "builds-per-day", "builds-per-client":
+		n, err := strconv.ParseInt(args[1], 10, 64)
 		ts.Check(err)
-		c.config.Service.Limits.Pending = int64(n)
+		limits := &c.config.Service.Limits
+		*map[string]*int64{"max-pending": &limits.Pending, "builds-per-day": &limits.PerDay, "builds-per-client": &limits.PerClient}[args[0]] = n
 	case "snapshot":
 		c.catalog.revision = args[1]
 	case "snapshot-moves-to":

@@ -35,7 +35,7 @@ func (s *server) postBuild(w *response, r *http.Request) error {
 	}
 	ctx, cancel := withTime(r)
 	defer cancel()
-	status, err := s.accept(ctx, request)
+	status, err := s.accept(ctx, request, s.Client(r))
 	if err != nil {
 		return err
 	}

@@ -62,7 +62,7 @@ func (s *server) postUpgradeRequest(w *response, r *http.Request) error {
 			return err
 		}
 	}
-	status, err := s.accept(ctx, request)
+	status, err := s.accept(ctx, request, s.Client(r))
 	if err != nil {
 		return err
 	}

@@ -92,6 +92,7 @@ type Step string
 
 // The steps, in the order in which a request passes them.
 const (
+	StepCharge       Step = "charge"       // Board: one more of the client's
 	StepDraw         Step = "draw"         // Board: a sequence number and one more pending
 	StepCreate       Step = "create"       // Records.Create(queued)
 	StepSend         Step = "send"         // Queue.Send
@@ -112,8 +113,8 @@ const (
 
 // Steps lists every step, for tests that walk them all.
 func Steps() []Step {
-	return []Step{StepDraw, StepCreate, StepSend, StepReceive, StepClaim, StepImageBuilder, StepView, StepMake,
-		StepCollect, StepSign, StepUpload, StepSeal, StepIndex, StepCommit, StepCount, StepAcknowledge}
+	return []Step{StepCharge, StepDraw, StepCreate, StepSend, StepReceive, StepClaim, StepImageBuilder, StepView,
+		StepMake, StepCollect, StepSign, StepUpload, StepSeal, StepIndex, StepCommit, StepCount, StepAcknowledge}
 }
 
 // Hook is called before and after each step. Products leave it nil.

@@ -14,6 +14,7 @@ const (
 	domainPublic  = "sysup request 1"
 	domainPrivate = "sysup private request 1"
 	domainImage   = "sysup image 1"
+	domainClient  = "sysup client 1"
 )
 
 // ID is the identity of the plan: SHA-256 over the canonical form, in which

@@ -59,12 +59,28 @@ const (
 	BoardStarted = "started" // builders that were started may take until then to receive, in ms since 1970
 )
 
+// BoardNew is the counter of a client's board: the builds that it created in
+// the hour, and the private ones that it asked for.
+const BoardNew = "new"
+
 // BoardDay parts the day from the count in BoardToday, so that a counter that
 // only knows add and max begins anew each day.
 const BoardDay = 1_000_000_000
 
 // Pending is the number of builds that are queued or building, by the board.
 func (b Board) Pending() int64 { return max(0, b[BoardCreated]-b[BoardEnded]) }
+
+// Today is how many builds were created on the day of now (UTC), or on a later
+// one if the clock that noted it is ahead.
+func (b Board) Today(now time.Time) int64 {
+	if b[BoardToday]/BoardDay < day(now) {
+		return 0
+	}
+	return b[BoardToday] % BoardDay
+}
+
+// day counts days since 1970, in UTC.
+func day(now time.Time) int64 { return now.Unix() / int64(24*time.Hour/time.Second) }
 
 // Change alters a Board: first every Add, then every Max (the counter becomes
 // at least that value). ExpiresAt, if set, is when the item may be forgotten.

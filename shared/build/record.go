@@ -172,6 +172,14 @@ func (r Record) Claimable(now time.Time) bool {
 // Spent tells whether there is no attempt left to claim.
 func (r Record) Spent() bool { return r.Attempts >= MaxAttempts }
 
+// Lost is the failure of a build whose attempts are spent.
+func (r Record) Lost() *Failure {
+	if r.Failure != nil {
+		return r.Failure
+	}
+	return Fail(KindWorker, "The builder was lost %d times while it made this image. Send the request again, or tell the operator of this server.", MaxAttempts)
+}
+
 // Claim gives the build to a worker under a new attempt.
 func (r Record) Claim(worker, attempt string, now time.Time) Record {
 	r.State, r.Stage = Building, StageInit

@@ -264,7 +264,7 @@ func TestHook(t *testing.T) {
 		}
 		seen[step] = true
 	}
-	if len(seen) != 16 {
+	if len(seen) != 17 {
 		t.Errorf("%d steps are listed", len(seen))
 	}
 }

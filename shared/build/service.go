@@ -19,17 +19,21 @@ type Service struct {
 	Limits Limits
 	// Fleet starts builders, nil where they run all the time.
 	Fleet *Fleet
+	// Fault is told of what went wrong without failing a request; nil for
+	// nobody.
+	Fault func(error)
 	// Hook is for crash tests.
 	Hook Hook
 
 	board boardCache
+	spent hourSet // clients that have reached their limit
+	asked hourSet // private builds that clients were charged for asking after
 }
 
-// Limits of admission; 0 is no limit. Joining a build that exists is free.
-type Limits struct {
-	Pending   int64 // builds that may be queued or building
-	PerDay    int64 // builds that may be created on one day (UTC)
-	PerClient int64 // builds that one client may create in one hour
+func (s *Service) fault(err error) {
+	if err != nil && s.Fault != nil {
+		s.Fault(err)
+	}
 }
 
 // Submission is a resolved request and who sent it.
@@ -56,117 +60,117 @@ type Status struct {
 // due a minute later, and the sweeper sends it.
 func (s *Service) Submit(ctx context.Context, sub Submission) (Status, error) {
 	id := sub.Plan.ID(s.Secret)
+	a := s.admission(id, &sub)
+	if err := a.ask(ctx); err != nil {
+		return Status{}, err
+	}
 	rec, err := s.Records.Get(ctx, id)
 	switch {
 	case err == nil && !rec.Retriable():
-		return s.status(ctx, rec)
+		return s.status(ctx, rec), nil
 	case err != nil && !errors.Is(err, ErrNotFound):
 		return Status{}, fmt.Errorf("look up %s: %w", id.Short(), err)
 	}
-	return s.start(ctx, id, rec, sub)
+	return s.start(ctx, a, rec, sub)
 }
 
-// startTime bounds what start takes once its client no longer does.
-const startTime = 10 * time.Second
+const (
+	startTime = 10 * time.Second // bounds what start takes once its client no longer does
+	wakeTime  = 3 * time.Second  // and what a client waits for a builder to be started
+)
 
-// start draws a sequence number, creates or renews the record and sends its
-// ID. old is the failed record to renew, or the zero Record. A client that
-// hangs up does not stop it half way: its count would stay on the board.
-func (s *Service) start(ctx context.Context, id ID, old Record, sub Submission) (Status, error) {
+// start takes a place, creates or renews the record and sends its ID. old is
+// the failed record to renew, or the zero Record. A client that hangs up does
+// not stop it half way: its count would stay on the board.
+func (s *Service) start(ctx context.Context, a *admission, old Record, sub Submission) (Status, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTime)
 	defer cancel()
-	sequence, err := s.draw(ctx)
-	if err != nil {
-		return s.refuse(ctx, id, err)
+	if err := a.enter(ctx); err != nil {
+		a.leave(ctx)
+		return s.joinOr(ctx, a.id, err)
 	}
-	var rec Record
-	err = s.Hook.Do(StepCreate, func() (err error) {
-		if rec = NewRecord(id, sub.Plan, sub.Request, sequence, Now()); old.Rev == 0 {
-			return s.Records.Create(ctx, rec)
+	rec := NewRecord(a.id, sub.Plan, sub.Request, a.sequence, Now())
+	if old.Rev > 0 {
+		rec = old.Again(sub.Plan, a.sequence, Now())
+	}
+	rec.Uncounted = a.board == nil
+	err := s.Hook.Do(StepCreate, func() error {
+		if old.Rev > 0 {
+			return s.Records.Replace(ctx, old, rec)
 		}
-		rec = old.Again(sub.Plan, sequence, Now())
-		return s.Records.Replace(ctx, old, rec)
+		return s.Records.Create(ctx, rec)
 	})
+	if err != nil {
+		err = s.settle(ctx, a, rec, err)
+	}
 	if errors.Is(err, ErrExists) || errors.Is(err, ErrConflict) {
-		return s.join(ctx, id)
+		return s.joinOr(ctx, a.id, err)
 	}
-	if err != nil && !s.stored(ctx, id, sequence) {
-		return Status{}, errors.Join(fmt.Errorf("store %s: %w", id.Short(), err), s.giveBack(ctx))
+	if err == nil {
+		err = s.send(ctx, rec, sub)
 	}
-	if err := s.send(ctx, id, sub); err != nil {
+	if err != nil {
 		return Status{}, err
 	}
-	return s.status(ctx, rec)
+	s.wake(ctx, a.board)
+	return s.status(ctx, rec), nil
 }
 
-// draw takes the next sequence number and counts one more pending build, if
-// there is room for it.
-func (s *Service) draw(ctx context.Context) (int64, error) {
-	var board Board
-	err := s.Hook.Do(StepDraw, func() (err error) {
-		board, err = s.Records.Board(ctx, "", Change{Add: Board{BoardDrawn: 1, BoardCreated: 1}})
-		return err
-	})
-	if err != nil {
-		return 0, fmt.Errorf("draw a sequence number: %w", err)
-	}
-	s.board.put(board)
-	if s.Limits.Pending > 0 && board.Pending() > s.Limits.Pending {
-		if err := s.giveBack(ctx); err != nil {
-			return 0, err
-		}
-		return 0, &Refusal{
-			Code: CodeOverloaded, RetryAfter: time.Minute,
-			Detail: fmt.Sprintf("%d builds are waiting already and this server takes no more. Try again in a few minutes.", s.Limits.Pending),
+// settle finds out what became of a write that reported a failure. It returns
+// nil if the record was stored, and gives its place back if it was not. While
+// nobody knows, the place stays taken.
+func (s *Service) settle(ctx context.Context, a *admission, rec Record, err error) error {
+	failed := fmt.Errorf("store %s: %w", rec.ID.Short(), err)
+	if !errors.Is(err, ErrExists) && !errors.Is(err, ErrConflict) {
+		stored, readErr := s.Records.Get(ctx, rec.ID)
+		switch {
+		case readErr == nil && sameRun(stored, rec):
+			return nil
+		case readErr != nil && !errors.Is(readErr, ErrNotFound):
+			return failed
 		}
 	}
-	return board[BoardDrawn], nil
+	a.leave(ctx)
+	return failed
 }
 
-// refuse returns the error, unless somebody else created the build in the
-// meantime: to join it takes no place.
-func (s *Service) refuse(ctx context.Context, id ID, err error) (Status, error) {
-	if rec, e := s.Records.Get(ctx, id); e == nil && !rec.Retriable() {
-		return s.status(ctx, rec)
-	}
-	return Status{}, err
+// sameRun tells whether the stored record came from this one. Sequence numbers
+// that the board gave out are unique; if two that it did not are equal, and the
+// time too, then only one message more is sent.
+func sameRun(stored, rec Record) bool {
+	return stored.Sequence == rec.Sequence && stored.Uncounted == rec.Uncounted && stored.CreatedAt.Equal(rec.CreatedAt)
 }
 
-// stored tells whether a write that reported a failure has happened: nobody
-// else drew the sequence number.
-func (s *Service) stored(ctx context.Context, id ID, sequence int64) bool {
-	rec, err := s.Records.Get(ctx, id)
-	return err == nil && rec.Sequence == sequence
-}
-
-// join answers with the build that somebody else created in the meantime.
-func (s *Service) join(ctx context.Context, id ID) (Status, error) {
-	if err := s.giveBack(ctx); err != nil {
+// joinOr answers with the build that somebody else created in the meantime: to
+// join it takes no place. Else it returns the error.
+func (s *Service) joinOr(ctx context.Context, id ID, err error) (Status, error) {
+	rec, readErr := s.Records.Get(ctx, id)
+	refused := !errors.Is(err, ErrExists) && !errors.Is(err, ErrConflict)
+	if readErr != nil || refused && rec.Retriable() {
 		return Status{}, err
 	}
-	rec, err := s.Records.Get(ctx, id)
-	if err != nil {
-		return Status{}, fmt.Errorf("join %s: %w", id.Short(), err)
-	}
-	return s.status(ctx, rec)
+	return s.status(ctx, rec), nil
 }
 
-func (s *Service) giveBack(ctx context.Context) error {
-	_, err := s.Records.Board(ctx, "", Change{Add: Board{BoardCreated: -1}})
-	if err != nil {
-		return fmt.Errorf("give a place in the queue back: %w", err)
+// wake sees to it that a builder comes. The build is safe without: the
+// housekeeper looks for those that wait.
+func (s *Service) wake(ctx context.Context, board Board) {
+	if s.Fleet == nil || board == nil {
+		return
 	}
-	return nil
+	ctx, cancel := context.WithTimeout(ctx, wakeTime)
+	defer cancel()
+	s.fault(s.Fleet.Wake(ctx, board))
 }
 
-func (s *Service) send(ctx context.Context, id ID, sub Submission) error {
+func (s *Service) send(ctx context.Context, rec Record, sub Submission) error {
 	class := sub.Class
 	if class == "" {
 		class = ClassInteractive
 	}
-	err := s.Hook.Do(StepSend, func() error { return s.Queue.Send(ctx, id, class, "") })
+	err := s.Hook.Do(StepSend, func() error { return s.Queue.Send(ctx, rec.ID, class, s.client(sub.Client)) })
 	if err != nil {
-		return fmt.Errorf("send %s: %w", id.Short(), err)
+		return fmt.Errorf("send %s: %w", rec.ID.Short(), err)
 	}
 	return nil
 }
@@ -187,7 +191,7 @@ func (s *Service) Status(ctx context.Context, id ID) (Status, error) {
 			return Status{}, err
 		}
 	}
-	return s.status(ctx, rec)
+	return s.status(ctx, rec), nil
 }
 
 // resend pushes the record's due time by compare-and-swap and, if this
@@ -208,20 +212,22 @@ func resend(ctx context.Context, records Records, queue Queue, rec Record) (Reco
 	return pushed, nil
 }
 
-func (s *Service) status(ctx context.Context, rec Record) (Status, error) {
+// status adds the place in the queue, as far as the board can be read: a poll
+// does not depend on it.
+func (s *Service) status(ctx context.Context, rec Record) Status {
 	if rec.State != Queued {
-		return Status{Record: rec}, nil
+		return Status{Record: rec}
 	}
-	board, err := s.board.get(ctx, s.Records)
-	if err != nil {
-		return Status{}, fmt.Errorf("read the board: %w", err)
+	board, _ := s.board.get(ctx, s.Records, s.fault)
+	if board == nil {
+		return Status{Record: rec, Position: 1}
 	}
-	return Status{Record: rec, Position: max(1, rec.Sequence-board[BoardClaimed])}, nil
+	return Status{Record: rec, Position: max(1, rec.Sequence-board[BoardClaimed])}
 }
 
 // Pending is how many builds are queued or building, at most a second old.
 func (s *Service) Pending(ctx context.Context) (int64, error) {
-	board, err := s.board.get(ctx, s.Records)
+	board, err := s.board.get(ctx, s.Records, s.fault)
 	return board.Pending(), err
 }
 
@@ -229,26 +235,64 @@ func (s *Service) Pending(ctx context.Context) (int64, error) {
 // waiting clients cost one read.
 type boardCache struct {
 	mu    sync.Mutex
-	board Board
-	until time.Time
+	board Board     // the last one seen, nil for none
+	seen  time.Time // when that was
+	err   error     // of the last look
+	until time.Time // nobody looks again before
 }
+
+const boardAge = time.Second
 
 func (c *boardCache) put(b Board) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.board, c.until = b, time.Now().Add(time.Second)
+	c.board, c.err, c.seen = b, nil, time.Now()
+	c.until = c.seen.Add(boardAge)
 }
 
-func (c *boardCache) get(ctx context.Context, records Records) (Board, error) {
+// fail has nobody look for a second: if it is throttled, that makes it no
+// better.
+func (c *boardCache) fail(err error) {
 	c.mu.Lock()
-	board, fresh := c.board, time.Now().Before(c.until)
-	c.mu.Unlock()
-	if fresh {
-		return board, nil
+	defer c.mu.Unlock()
+	c.err, c.until = err, time.Now().Add(boardAge)
+}
+
+// last is the last board seen, however old, nil for none.
+func (c *boardCache) last() Board {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.board
+}
+
+// fresh is the board if it was seen within the last second, else nil.
+func (c *boardCache) fresh() Board {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Since(c.seen) >= boardAge {
+		return nil
 	}
+	return c.board
+}
+
+// get returns the last board seen, after a look at it if nobody looked within
+// the last second. The error is that of the last look.
+func (c *boardCache) get(ctx context.Context, records Records, fault func(error)) (Board, error) {
+	c.mu.Lock()
+	now, last := time.Now(), c.board
+	if now.Before(c.until) {
+		defer c.mu.Unlock()
+		return last, c.err
+	}
+	c.until = now.Add(boardAge) // meanwhile the others go by what was seen last
+	c.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), boardTime)
+	defer cancel()
 	board, err := records.Board(ctx, "", Change{})
 	if err != nil {
-		return nil, err
+		fault(fmt.Errorf("read the board: %w", err))
+		c.fail(err)
+		return last, err
 	}
 	c.put(board)
 	return board, nil

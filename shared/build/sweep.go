@@ -22,19 +22,22 @@ type Sweeper struct {
 	// the queue has no such thing.
 	DeadLetters Queue
 	// Count counts the builds that are queued or building, for setting the board
-	// right; nil where that is done at the start.
+	// right; nil to leave it as it is.
 	Count func(ctx context.Context) (int64, error)
 
 	strays time.Time // when public strays were looked for last
 }
 
-// Swept counts what one sweep did.
+// Swept counts what one sweep did. Recounted is by how many builds the board
+// was wrong.
 type Swept struct {
-	Resent, GivenUp, Expired, Strays int
+	Resent, GivenUp, Expired, Strays, DeadLetters, Recounted int
 }
 
 const (
 	sweepBatch     = 100
+	sweepMost      = 6400        // records that one sweep looks at
+	sweepTime      = time.Minute // for records, and for dead letters
 	strayAge       = 24 * time.Hour
 	strayAgeSecret = 10 * time.Minute
 	strayInterval  = time.Hour
@@ -44,18 +47,40 @@ const (
 // one record and returns all of them joined.
 func (s *Sweeper) Sweep(ctx context.Context) (Swept, error) {
 	var done Swept
-	var errs []error
-	due, err := s.Records.Due(ctx, Now(), sweepBatch)
-	errs = append(errs, err)
-	for _, rec := range due {
-		errs = append(errs, s.look(ctx, rec, &done))
-	}
+	errs := []error{s.sweepDue(ctx, &done), s.sweepDeadLetters(ctx, &done)}
 	errs = append(errs, s.sweepStrays(ctx, "store/private/", strayAgeSecret, &done))
 	if time.Since(s.strays) >= strayInterval {
 		s.strays = time.Now()
 		errs = append(errs, s.sweepStrays(ctx, "store/", strayAge, &done))
 	}
+	errs = append(errs, s.recount(ctx, &done))
 	return done, errors.Join(errs...)
+}
+
+// sweepDue looks at each record that is due. Some stay due whatever is done:
+// another version's, and those with a fault. They must not hide the others, so
+// it asks for more while it sees none but them.
+func (s *Sweeper) sweepDue(ctx context.Context, done *Swept) error {
+	var errs []error
+	seen := map[ID]bool{}
+	for n, began := sweepBatch, time.Now(); n <= sweepMost && time.Since(began) < sweepTime; {
+		due, err := s.Records.Due(ctx, Now(), n)
+		errs = append(errs, err)
+		before := len(seen)
+		for _, rec := range due {
+			if !seen[rec.ID] {
+				seen[rec.ID] = true
+				errs = append(errs, s.look(ctx, rec, done))
+			}
+		}
+		switch {
+		case err != nil || len(due) < n:
+			return errors.Join(errs...)
+		case len(seen) == before:
+			n *= 2
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (s *Sweeper) look(ctx context.Context, rec Record, done *Swept) error {
@@ -79,19 +104,30 @@ func (s *Sweeper) look(ctx context.Context, rec Record, done *Swept) error {
 
 // giveUp ends a build that no worker took for a day.
 func (s *Sweeper) giveUp(ctx context.Context, rec Record, now time.Time) error {
-	failure := Fail(KindWaited, "No builder was free for a day. Send the request again, or tell the operator of this server.")
-	err := s.Records.Replace(ctx, rec, rec.FailWith(failure, s.Lifetimes, now))
+	err := s.end(ctx, rec, Fail(KindWaited, "No builder was free for a day. Send the request again, or tell the operator of this server."), now)
 	if errors.Is(err, ErrConflict) {
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("give up %s: %w", rec.ID.Short(), err)
 	}
-	return CountEnded(ctx, s.Records)
+	return nil
 }
 
-// CountEnded notes on the board that one more build reached its end.
-func CountEnded(ctx context.Context, records Records) error {
+// end fails the build. ErrConflict means that somebody has just worked at it.
+func (s *Sweeper) end(ctx context.Context, rec Record, failure *Failure, now time.Time) error {
+	if err := s.Records.Replace(ctx, rec, rec.FailWith(failure, s.Lifetimes, now)); err != nil {
+		return err
+	}
+	return CountEnded(ctx, s.Records, rec)
+}
+
+// CountEnded notes on the board that the build reached its end, if the board
+// was told of its beginning.
+func CountEnded(ctx context.Context, records Records, rec Record) error {
+	if rec.Uncounted {
+		return nil
+	}
 	if _, err := records.Board(ctx, "", Change{Add: Board{BoardEnded: 1}}); err != nil {
 		return fmt.Errorf("count an ended build: %w", err)
 	}

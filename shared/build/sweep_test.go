@@ -193,19 +193,84 @@ func TestOneSweepNeedsTheStore(t *testing.T) {
 	}
 }
 
-// TestSweepTakesAll: more than one sweep's worth of records, and each is
-// reached in the end.
+// TestSweepTakesAll: more records than are asked for at once.
 func TestSweepTakesAll(t *testing.T) {
 	inBubble(t, func(w *world) {
 		for n := range 250 {
 			w.submit(planOf(n))
 		}
 		time.Sleep(build.FirstDue)
-		for range 3 {
-			w.sweep()
-		}
+		w.sweep()
 		w.want(250, 500, 250)
 	})
+}
+
+// TestForeignRecordsHideNothing: records of another version that stay due do
+// not keep the sweeper from ours, nor do those with a fault.
+func TestForeignRecordsHideNothing(t *testing.T) {
+	inBubble(t, func(w *world) {
+		for n := range 300 {
+			rec := build.NewRecord(planIDOf(planOf(n)), planOf(n), baseRequest(), 1, build.Now())
+			rec.Schema++
+			w.check(w.records.Create(w.t.Context(), rec), "Create")
+		}
+		time.Sleep(time.Second)
+		w.submit(planOf(1000))
+		time.Sleep(build.FirstDue)
+		if done := w.sweep(); done.Resent != 1 {
+			t.Errorf("it did %+v", done)
+		}
+		if done := w.sweep(); done != (build.Swept{}) {
+			t.Errorf("it did %+v", done)
+		}
+	})
+	inBubble(t, func(w *world) {
+		for n := range 150 {
+			w.submit(planOf(n))
+		}
+		time.Sleep(build.FirstDue)
+		for n := range 140 {
+			w.faults.On(buildtest.OpReplace, n+1, buildtest.FailsBefore)
+		}
+		if _, err := w.sweeper.Sweep(w.t.Context()); !errors.Is(err, buildtest.ErrInjected) {
+			t.Errorf("Sweep: %v", err)
+		}
+		w.want(150, 160, 150)
+	})
+}
+
+// TestSweepRemovesPrivateInTime: swept each five minutes at whatever moment, and
+// behind whatever else is due, a private result's files are there for half an
+// hour and gone ten minutes later; so are what a lost attempt left.
+func TestSweepRemovesPrivateInTime(t *testing.T) {
+	for phase := time.Duration(0); phase < 5*time.Minute; phase += 97 * time.Second {
+		inBubble(t, func(w *world) {
+			for n := range 110 {
+				w.submit(planOf(n))
+			}
+			time.Sleep(time.Hour) // they are long due, and nobody sweeps
+			w.submit(privatePlan())
+			lost := w.claim(privatePlan())
+			left := w.put(build.Prefix(lost.ID, lost.Attempt, true)+"a.img", "of a lost attempt")
+			time.Sleep(build.Lease + build.LeaseMargin)
+			_, keys := w.stored(privatePlan())
+			ended := time.Now()
+			time.Sleep(phase)
+			for ; time.Since(ended) < time.Hour; time.Sleep(5 * time.Minute) {
+				w.sweep()
+				switch since := time.Since(ended); {
+				case since < 8*time.Minute:
+					w.wantKeys(append(keys, left)...)
+				case since < 15*time.Minute: // it becomes ten minutes old
+				case since < 30*time.Minute:
+					w.wantKeys(keys...)
+				}
+				if time.Since(ended) >= 35*time.Minute { // the sweep before the fortieth minute
+					w.wantKeys()
+				}
+			}
+		})
+	}
 }
 
 // stored is a finished build with two files and an index entry.

@@ -136,16 +136,3 @@ func isSet(variable string) bool {
 	_, ok := os.LookupEnv(variable)
 	return ok
 }
-
-// FromEnvironment fills target, a struct with kong's tags, from the variables
-// alone: Lambdas have no command line.
-func FromEnvironment(target any) error {
-	parser, err := kong.New(target, kong.Exit(func(int) {}))
-	if err != nil {
-		return err
-	}
-	if _, err := parser.Parse(nil); err != nil {
-		return err
-	}
-	return unknownVariables(parser)
-}

@@ -238,6 +238,9 @@ func scanRecords(rows *sql.Rows) ([]build.Record, error) {
 func (r *Records) Board(ctx context.Context, name string, change build.Change) (build.Board, error) {
 	if len(change.Add) == 0 && len(change.Max) == 0 && change.ExpiresAt.IsZero() {
 		board, _, err := readBoard(r.board.QueryRowContext(ctx, name))
+		if err == nil && !below(board, change.Below) {
+			return nil, build.ErrConflict
+		}
 		return board, explain(err)
 	}
 	var board build.Board
@@ -252,6 +255,9 @@ func (r *Records) alter(tx *sql.Tx, name string, change build.Change) (build.Boa
 	board, expiry, err := readBoard(tx.Stmt(r.tally).QueryRow(name))
 	if err != nil {
 		return nil, err
+	}
+	if !below(board, change.Below) {
+		return nil, build.ErrConflict
 	}
 	for counter, n := range change.Add {
 		board[counter] += n
@@ -273,6 +279,15 @@ func (r *Records) alter(tx *sql.Tx, name string, change build.Change) (build.Boa
 	return maps.Clone(board), err
 }
 
+func below(board, limits build.Board) bool {
+	for counter, limit := range limits {
+		if board[counter] >= limit {
+			return false
+		}
+	}
+	return true
+}
+
 // readBoard returns an empty board for one that is not there or expired.
 func readBoard(row *sql.Row) (build.Board, sql.NullInt64, error) {
 	var counters []byte
@@ -288,14 +303,23 @@ func readBoard(row *sql.Row) (build.Board, sql.NullInt64, error) {
 	return board, expiry, json.Unmarshal(counters, &board)
 }
 
+// countPending leaves out what the board was not told of: it will not be told
+// of its end either.
+const countPending = `select count(*) from records where state in ('queued', 'building') and json_extract(cast(body as text), '$.uncounted') is not 1`
+
+// Pending counts the records that are queued or building and on the board.
+func (r *Records) Pending(ctx context.Context) (n int64, err error) {
+	err = r.db.read.QueryRowContext(ctx, countPending).Scan(&n)
+	return n, explain(err)
+}
+
 // Recount makes the global board's pending the number of records that are
 // queued or building. A process that died between a record and its count left
 // them apart; serve calls it before it listens.
 func (db *DB) Recount(ctx context.Context) error {
 	err := db.writer.write(ctx, func(tx *sql.Tx) error {
 		var pending int64
-		row := tx.QueryRow(`select count(*) from records where state in (?, ?)`, string(build.Queued), string(build.Building))
-		if err := row.Scan(&pending); err != nil {
+		if err := tx.QueryRow(countPending).Scan(&pending); err != nil {
 			return err
 		}
 		board, _, err := readBoard(tx.Stmt(db.records.tally).QueryRow(""))

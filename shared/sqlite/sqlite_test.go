@@ -406,6 +406,12 @@ func TestRecount(t *testing.T) {
 				check(t, records.Replace(ctx, claimed, claimed.FailWith(failure, build.DefaultLifetimes, build.Now())))
 			}
 		}
+		unknown := buildtest.NewRecord()
+		unknown.Uncounted = true // neither its beginning nor its end is on the board
+		check(t, records.Create(ctx, unknown))
+		if n, err := records.Pending(ctx); n != 2 || err != nil {
+			t.Errorf("%d records are counted (%v)", n, err)
+		}
 		before, err := records.Board(ctx, "", build.Change{Add: change})
 		check(t, err)
 		check(t, db.Recount(ctx))

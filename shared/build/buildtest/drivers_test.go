@@ -1,10 +1,13 @@
 package buildtest
 
 import (
+	"log/slog"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/attended-sysupgrade/sysup/shared/aws"
+	"github.com/attended-sysupgrade/sysup/shared/aws/awstest"
 	"github.com/attended-sysupgrade/sysup/shared/build"
 	"github.com/attended-sysupgrade/sysup/shared/dir"
 	"github.com/attended-sysupgrade/sysup/shared/sqlite"
@@ -16,16 +19,21 @@ var (
 	recordsDrivers = map[string]func(testing.TB) build.Records{
 		"memory": func(t testing.TB) build.Records { return NewRecords(t) },
 		"sqlite": func(t testing.TB) build.Records { return openSQLite(t).Records() },
+		"dynamodb": func(t testing.TB) build.Records {
+			return aws.NewRecords(awstest.DynamoDBClient(t), awstest.Table(t, aws.CreateTable))
+		},
 	}
 	queueDrivers = map[string]func(testing.TB, time.Duration) (build.Queue, time.Duration){
 		"memory": func(t testing.TB, v time.Duration) (build.Queue, time.Duration) { return NewQueue(t, v), v },
 		"sqlite": func(t testing.TB, v time.Duration) (build.Queue, time.Duration) {
 			return openSQLite(t).QueueFor("builds", v), v
 		},
+		"sqs": openSQS,
 	}
 	objectsDrivers = map[string]func(testing.TB) build.Objects{
 		"memory": func(t testing.TB) build.Objects { return NewObjects(t) },
 		"dir":    openDir,
+		"s3":     openS3,
 	}
 )
 
@@ -49,6 +57,20 @@ func openDir(t testing.TB) build.Objects {
 		}
 	})
 	return objects
+}
+
+// openSQS opens a queue of ElasticMQ. SQS counts whole seconds.
+func openSQS(t testing.TB, visibility time.Duration) (build.Queue, time.Duration) {
+	visibility = max(visibility, time.Second)
+	url, _ := awstest.Queue(t, visibility, 1000)
+	cloud := aws.New(awstest.Config(awstest.SQS(t)), aws.Settings{}, slog.New(slog.DiscardHandler))
+	return cloud.QueueFor(url, visibility), visibility
+}
+
+// openS3 opens a bucket of versitygw.
+func openS3(t testing.TB) build.Objects {
+	settings := aws.Settings{Bucket: awstest.Bucket(t)}
+	return aws.New(awstest.Config(awstest.S3(t)), settings, slog.New(slog.DiscardHandler)).Objects()
 }
 
 func TestRecords(t *testing.T) {

@@ -21,6 +21,7 @@ const (
 	Works       Fault = iota
 	FailsBefore       // nothing happens
 	FailsAfter        // it reports a failure, but everything happened
+	Hangs             // nothing happens until its context ends
 )
 
 // Faults decides what becomes of each write that passes through the wrappers
@@ -31,8 +32,10 @@ type Faults struct {
 	rules map[string]map[int]Fault
 }
 
-// The names of the writes.
+// The names of the writes, and of the reads, which fail in one way.
 const (
+	OpGet       = "Records.Get"
+	OpReadBoard = "Records.Board, reading"
 	OpCreate    = "Records.Create"
 	OpReplace   = "Records.Replace"
 	OpForget    = "Records.Delete"
@@ -59,6 +62,9 @@ func (f *Faults) On(op string, n int, fault Fault) *Faults {
 	return f
 }
 
+// Always makes every call of the named write fail from now on, or work again.
+func (f *Faults) Always(op string, fault Fault) *Faults { return f.On(op, 0, fault) }
+
 // Calls is how often the named write was called.
 func (f *Faults) Calls(op string) int {
 	f.mu.Lock()
@@ -73,12 +79,18 @@ func (f *Faults) next(op string) Fault {
 		f.calls = map[string]int{}
 	}
 	f.calls[op]++
-	return f.rules[op][f.calls[op]]
+	if fault, ok := f.rules[op][f.calls[op]]; ok {
+		return fault
+	}
+	return f.rules[op][0]
 }
 
 // do runs the write as the fault has it.
-func (f *Faults) do(op string, write func() error) error {
+func (f *Faults) do(ctx context.Context, op string, write func() error) error {
 	switch f.next(op) {
+	case Hangs:
+		<-ctx.Done()
+		return ctx.Err()
 	case FailsBefore:
 		return ErrInjected
 	case FailsAfter:
@@ -102,23 +114,35 @@ type faultyRecords struct {
 	faults *Faults
 }
 
+func (r faultyRecords) Get(ctx context.Context, id build.ID) (rec build.Record, err error) {
+	err = r.faults.do(ctx, OpGet, func() error {
+		rec, err = r.Records.Get(ctx, id)
+		return err
+	})
+	if err != nil {
+		return build.Record{}, err
+	}
+	return rec, nil
+}
+
 func (r faultyRecords) Create(ctx context.Context, rec build.Record) error {
-	return r.faults.do(OpCreate, func() error { return r.Records.Create(ctx, rec) })
+	return r.faults.do(ctx, OpCreate, func() error { return r.Records.Create(ctx, rec) })
 }
 
 func (r faultyRecords) Replace(ctx context.Context, old, new build.Record) error {
-	return r.faults.do(OpReplace, func() error { return r.Records.Replace(ctx, old, new) })
+	return r.faults.do(ctx, OpReplace, func() error { return r.Records.Replace(ctx, old, new) })
 }
 
 func (r faultyRecords) Delete(ctx context.Context, old build.Record) error {
-	return r.faults.do(OpForget, func() error { return r.Records.Delete(ctx, old) })
+	return r.faults.do(ctx, OpForget, func() error { return r.Records.Delete(ctx, old) })
 }
 
 func (r faultyRecords) Board(ctx context.Context, name string, change build.Change) (board build.Board, err error) {
+	op := OpBoard
 	if len(change.Add) == 0 && len(change.Max) == 0 {
-		return r.Records.Board(ctx, name, change)
+		op = OpReadBoard
 	}
-	err = r.faults.do(OpBoard, func() error {
+	err = r.faults.do(ctx, op, func() error {
 		board, err = r.Records.Board(ctx, name, change)
 		return err
 	})
@@ -134,12 +158,12 @@ type faultyQueue struct {
 }
 
 func (q faultyQueue) Send(ctx context.Context, id build.ID, class build.Class, group string) error {
-	return q.faults.do(OpSend, func() error { return q.Queue.Send(ctx, id, class, group) })
+	return q.faults.do(ctx, OpSend, func() error { return q.Queue.Send(ctx, id, class, group) })
 }
 
 // Receive may hide a message although it reports a failure.
 func (q faultyQueue) Receive(ctx context.Context) (m build.Message, err error) {
-	err = q.faults.do(OpReceive, func() error {
+	err = q.faults.do(ctx, OpReceive, func() error {
 		m, err = q.Queue.Receive(ctx)
 		return err
 	})
@@ -150,11 +174,11 @@ func (q faultyQueue) Receive(ctx context.Context) (m build.Message, err error) {
 }
 
 func (q faultyQueue) Extend(ctx context.Context, m build.Message, d time.Duration) error {
-	return q.faults.do(OpExtend, func() error { return q.Queue.Extend(ctx, m, d) })
+	return q.faults.do(ctx, OpExtend, func() error { return q.Queue.Extend(ctx, m, d) })
 }
 
 func (q faultyQueue) Delete(ctx context.Context, m build.Message) error {
-	return q.faults.do(OpDone, func() error { return q.Queue.Delete(ctx, m) })
+	return q.faults.do(ctx, OpDone, func() error { return q.Queue.Delete(ctx, m) })
 }
 
 type faultyObjects struct {
@@ -163,9 +187,9 @@ type faultyObjects struct {
 }
 
 func (o faultyObjects) Put(ctx context.Context, key string, r io.Reader, policy build.Policy) error {
-	return o.faults.do(OpPut, func() error { return o.Objects.Put(ctx, key, r, policy) })
+	return o.faults.do(ctx, OpPut, func() error { return o.Objects.Put(ctx, key, r, policy) })
 }
 
 func (o faultyObjects) Delete(ctx context.Context, key string) error {
-	return o.faults.do(OpDeleteKey, func() error { return o.Objects.Delete(ctx, key) })
+	return o.faults.do(ctx, OpDeleteKey, func() error { return o.Objects.Delete(ctx, key) })
 }

@@ -27,6 +27,13 @@ const (
 	BoardMaxFirst      Flaw = "Board applies max before add"
 	BoardPartial       Flaw = "Board returns only what changed"
 	BoardSharedByNames Flaw = "Board has one item for all names"
+	BelowIgnored       Flaw = "Board does not look at Below"
+	BelowAfter         Flaw = "Board compares Below after the change"
+	BelowMissingFails  Flaw = "a missing counter is below nothing"
+	BelowMissingPasses Flaw = "a missing counter is below everything"
+	BelowOne           Flaw = "one counter that is below is enough"
+	BelowChanges       Flaw = "Board refuses and changes all the same"
+	BelowRaces         Flaw = "Board compares Below first and stores later"
 )
 
 // The flaws of a queue.

@@ -35,6 +35,13 @@ var recordsFlaws = map[Flaw]string{
 	BoardMaxFirst:      "a board adds, then takes the maximum, and is returned whole",
 	BoardPartial:       "a board adds, then takes the maximum, and is returned whole",
 	BoardSharedByNames: "boards of different names have nothing in common",
+	BelowIgnored:       "a board that is not below is refused and stays as it is",
+	BelowAfter:         "a board is compared before it changes",
+	BelowMissingFails:  "a counter that is not there is below one and not below zero",
+	BelowMissingPasses: "a counter that is not there is below one and not below zero",
+	BelowOne:           "every counter has to be below",
+	BelowChanges:       "a board that is not below is refused and stays as it is",
+	BelowRaces:         "of many that wake a fleet at once one starts a builder",
 }
 
 var queueFlaws = map[Flaw]string{

@@ -25,6 +25,7 @@ type MemoryQueue struct {
 	messages map[string]*message
 	issued   map[string]bool // receipts
 	sent     []build.ID
+	groups   []string
 	stale    int
 	change   chan struct{} // closed when a message may have become available
 	token    chan struct{} // for OneWoken: what it signals instead, and when it last did
@@ -53,6 +54,13 @@ func (q *MemoryQueue) Sent() []build.ID {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return append([]build.ID(nil), q.sent...)
+}
+
+// Groups lists the group of every message that was ever sent.
+func (q *MemoryQueue) Groups() []string {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return append([]string(nil), q.groups...)
 }
 
 // Len is the number of messages, hidden ones included.
@@ -84,7 +92,7 @@ func (q *MemoryQueue) changed() {
 }
 
 // Send implements build.Queue.
-func (q *MemoryQueue) Send(ctx context.Context, id build.ID, class build.Class, _ string) error {
+func (q *MemoryQueue) Send(ctx context.Context, id build.ID, class build.Class, group string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -96,7 +104,7 @@ func (q *MemoryQueue) Send(ctx context.Context, id build.ID, class build.Class, 
 	if class != build.ClassInteractive && class != build.ClassBulk {
 		q.t.Errorf("misuse of Queue: Send with class %q", class)
 	}
-	q.sent = append(q.sent, id)
+	q.sent, q.groups = append(q.sent, id), append(q.groups, group)
 	if q.flaws[BulkLost] && class == build.ClassBulk || q.flaws[Deduplicates] && q.holds(id) {
 		return nil
 	}

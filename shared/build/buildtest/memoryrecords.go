@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -55,6 +56,13 @@ func (m *MemoryRecords) All() []build.Record {
 		}
 	}
 	return list
+}
+
+// Boards lists the names of every board that was ever changed.
+func (m *MemoryRecords) Boards() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Collect(maps.Keys(m.boards))
 }
 
 // Writes counts the calls that changed something, failed ones included.
@@ -261,11 +269,22 @@ func (m *MemoryRecords) Board(ctx context.Context, name string, change build.Cha
 	}
 	board := build.Board{}
 	maps.Copy(board, m.boards[name])
+	holds := m.below(board, change)
 	if len(change.Add) == 0 && len(change.Max) == 0 {
-		return board, nil
+		return board, verdict(holds)
 	}
 	m.writes++
+	if forHours := strings.HasPrefix(name, "client/") && len(name) > 32 || strings.HasPrefix(name, "recount/"); forHours && m.boards[name] == nil && change.ExpiresAt.IsZero() {
+		m.misuse("the board %q is begun without an expiry", name)
+	}
 	m.yield(BoardRaces)
+	if m.yield(BelowRaces); m.flaws[BelowRaces] {
+		board = build.Board{}
+		maps.Copy(board, m.boards[name])
+	}
+	if !holds && !m.flaws[BelowChanges] {
+		return nil, build.ErrConflict
+	}
 	if m.flaws[BoardMaxFirst] {
 		raise(board, change.Max)
 	}
@@ -275,11 +294,35 @@ func (m *MemoryRecords) Board(ctx context.Context, name string, change build.Cha
 	if !m.flaws[BoardMaxFirst] {
 		raise(board, change.Max)
 	}
+	if m.flaws[BelowAfter] && !m.below(board, build.Change{Below: change.Below}) {
+		return nil, build.ErrConflict
+	}
 	m.boards[name] = maps.Clone(board)
+	if !holds {
+		return nil, build.ErrConflict
+	}
 	if m.flaws[BoardPartial] {
 		maps.DeleteFunc(board, func(counter string, _ int64) bool { _, changed := change.Add[counter]; return !changed })
 	}
 	return board, nil
+}
+
+// below tells whether the change's condition holds for the board.
+func (m *MemoryRecords) below(board build.Board, change build.Change) bool {
+	holds, one := true, len(change.Below) == 0
+	for counter, limit := range change.Below {
+		n, there := board[counter]
+		ok := n < limit && (there || !m.flaws[BelowMissingFails]) || !there && m.flaws[BelowMissingPasses]
+		holds, one = holds && ok, one || ok
+	}
+	return holds || m.flaws[BelowIgnored] || m.flaws[BelowOne] && one || m.flaws[BelowAfter] && len(change.Add)+len(change.Max) > 0
+}
+
+func verdict(holds bool) error {
+	if holds {
+		return nil
+	}
+	return build.ErrConflict
 }
 
 func raise(board, least build.Board) {

@@ -1,6 +1,7 @@
 package buildtest
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -182,12 +183,74 @@ var recordsContract = contract[build.Records]{
 		wantBoard(t, r, "b", build.Change{}, build.Board{"x": 2})
 	}},
 	{"no count is lost or seen twice among many who add", everyCountOnce},
+	{"a board that is not below is refused and stays as it is", func(t testing.TB, r build.Records) {
+		wantBoard(t, r, "b", build.Change{Add: build.Board{"x": 5, "y": 1}}, build.Board{"x": 5, "y": 1})
+		for _, change := range []build.Change{
+			{Add: build.Board{"x": 1}, Below: build.Board{"x": 5}},
+			{Add: build.Board{"y": 1}, Max: build.Board{"z": 9}, Below: build.Board{"x": 4}},
+			{Max: build.Board{"x": 9}, Below: build.Board{"x": -1}},
+			{Below: build.Board{"x": 5}},
+		} {
+			wantRefused(t, r, "b", change)
+		}
+		wantBoard(t, r, "b", build.Change{}, build.Board{"x": 5, "y": 1})
+		wantBoard(t, r, "b", build.Change{Add: build.Board{"y": 1}, Below: build.Board{"x": 6}}, build.Board{"x": 5, "y": 2})
+		wantBoard(t, r, "b", build.Change{Below: build.Board{"x": 6}}, build.Board{"x": 5, "y": 2})
+	}},
+	{"a board is compared before it changes", func(t testing.TB, r build.Records) {
+		wantBoard(t, r, "b", build.Change{Add: build.Board{"x": 5}, Below: build.Board{"x": 1}}, build.Board{"x": 5})
+		wantBoard(t, r, "b", build.Change{Max: build.Board{"x": 9}, Below: build.Board{"x": 6}}, build.Board{"x": 9})
+		wantRefused(t, r, "b", build.Change{Add: build.Board{"x": -9}, Below: build.Board{"x": 9}})
+		wantBoard(t, r, "b", build.Change{}, build.Board{"x": 9})
+	}},
+	{"a counter that is not there is below one and not below zero", func(t testing.TB, r build.Records) {
+		wantRefused(t, r, "b", build.Change{Add: build.Board{"x": 1}, Below: build.Board{"x": 0}})
+		wantBoard(t, r, "b", build.Change{}, build.Board{})
+		wantBoard(t, r, "b", build.Change{Add: build.Board{"y": 1}, Below: build.Board{"x": 1}}, build.Board{"y": 1})
+		wantRefused(t, r, "b", build.Change{Add: build.Board{"y": 1}, Below: build.Board{"x": 0}})
+		wantBoard(t, r, "b", build.Change{Add: build.Board{"x": 1}, Below: build.Board{"x": 1, "z": 1}}, build.Board{"x": 1, "y": 1})
+	}},
+	{"every counter has to be below", func(t testing.TB, r build.Records) {
+		wantBoard(t, r, "b", build.Change{Add: build.Board{"x": 1, "y": 1}}, build.Board{"x": 1, "y": 1})
+		wantRefused(t, r, "b", build.Change{Add: build.Board{"x": 1}, Below: build.Board{"x": 2, "y": 1}})
+		wantRefused(t, r, "b", build.Change{Add: build.Board{"x": 1}, Below: build.Board{"x": 1, "y": 2}})
+		wantBoard(t, r, "b", build.Change{Add: build.Board{"x": 1}, Below: build.Board{"x": 2, "y": 2}}, build.Board{"x": 2, "y": 1})
+	}},
+	{"of many with the same condition one wins", func(t testing.TB, r build.Records) {
+		for _, change := range []build.Change{
+			{Add: build.Board{"n": 1}, Below: build.Board{"n": 1}},
+			{Max: build.Board{"until": 1_700_000_000_000}, Below: build.Board{"until": 1_600_000_000_000}},
+		} {
+			oneBelow(t, r, change)
+		}
+		wantBoard(t, r, "", build.Change{}, build.Board{"n": 1, "until": 1_700_000_000_000})
+	}},
+	{"of many that wake a fleet at once one starts a builder", oneWakes},
 	{"a board is the caller's to change", func(t testing.TB, r build.Records) {
 		board, err := r.Board(t.Context(), "b", build.Change{Add: build.Board{"x": 1}})
 		check(t, err, "Board")
 		board["x"] = 100
 		wantBoard(t, r, "b", build.Change{}, build.Board{"x": 1})
 	}},
+}
+
+// oneWakes has many find a fleet at rest at once.
+func oneWakes(t testing.TB, r build.Records) {
+	var starts atomic.Int64
+	fleet := build.Fleet{Records: r, Max: 5, Start: func(_ context.Context, n int) error {
+		starts.Add(int64(n))
+		return nil
+	}}
+	board, err := r.Board(t.Context(), "", build.Change{Add: build.Board{build.BoardDrawn: 1}})
+	check(t, err, "Board")
+	atOnce(32, func(int) {
+		if err := fleet.Wake(t.Context(), board); err != nil {
+			t.Errorf("Wake: %v", err)
+		}
+	})
+	if starts.Load() != 1 {
+		t.Errorf("of many that wake a fleet, %d start a builder", starts.Load())
+	}
 }
 
 func created(t testing.TB, r build.Records, rec build.Record) build.Record {
@@ -265,6 +328,29 @@ func wantBoard(t testing.TB, r build.Records, name string, change build.Change, 
 	check(t, err, "Board")
 	if text(t, got) != text(t, want) {
 		t.Errorf("the board %q after %v is %v, not %v", name, change, got, want)
+	}
+}
+
+func wantRefused(t testing.TB, r build.Records, name string, change build.Change) {
+	t.Helper()
+	_, err := r.Board(t.Context(), name, change)
+	wantError(t, err, build.ErrConflict, fmt.Sprintf("the board %q after %v", name, change))
+}
+
+// oneBelow makes a change that forbids itself, many times at once.
+func oneBelow(t testing.TB, r build.Records, change build.Change) {
+	t.Helper()
+	var winners atomic.Int64
+	atOnce(32, func(int) {
+		switch _, err := r.Board(t.Context(), "", change); {
+		case err == nil:
+			winners.Add(1)
+		case !errors.Is(err, build.ErrConflict):
+			t.Errorf("Board: %v", err)
+		}
+	})
+	if winners.Load() != 1 {
+		t.Errorf("of many with the condition %v, %d win", change.Below, winners.Load())
 	}
 }
 

@@ -1,0 +1,91 @@
+package sandbox_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/attended-sysupgrade/sysup/builder/sandbox"
+)
+
+// containerCapabilities are all that the builder's container keeps.
+var containerCapabilities = []uintptr{unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_KILL, unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE}
+
+const containerMask = "00000000000000e3"
+
+// inContainer tells whether these tests run as in the builder's container.
+func inContainer() bool {
+	status, _ := os.ReadFile("/proc/self/status")
+	var effective uint64
+	for line := range strings.Lines(string(status)) {
+		_, _ = fmt.Sscanf(line, "CapEff:\t%x", &effective)
+	}
+	return fmt.Sprintf("%016x", effective) == containerMask
+}
+
+// TestContainer holds that root with the container's few capabilities, and no way to more, keeps every promise of
+// LevelProcess, and that Probe finds this level.
+func TestContainer(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Log("only root has capabilities to give up")
+		return
+	}
+	if !inContainer() {
+		runtime.LockOSThread() // for good: what is dropped here is dropped for this thread and what it starts
+		must(t, unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+		for c := uintptr(0); unix.Prctl(unix.PR_CAPBSET_READ, c, 0, 0, 0) == nil; c++ {
+			if !slices.Contains(containerCapabilities, c) {
+				must(t, unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0))
+			}
+		}
+		again(t, "TestContainer", &syscall.SysProcAttr{})
+		return
+	}
+	dir := tempDir(t)
+	got, err := sandbox.Probe(t.Context(), dir, jobUser, jobUser)
+	must(t, err)
+	if got.Level != sandbox.LevelProcess || got.View != "copy" {
+		t.Errorf("found %+v", got)
+	}
+	contract(t, sandbox.LevelProcess)
+}
+
+// testServerUnreadable: what the server was given, such as where its credentials come from, is not the job's to read.
+func testServerUnreadable(t *testing.T, f *fixture) {
+	if !f.root && !f.spec.Level.Namespaced() {
+		return // the same user, as the level's comment says
+	}
+	job := f.prepare(t)
+	for _, name := range []string{"environ", "maps", "mem", "fd/0", "cwd/Makefile", "root/etc/shadow"} {
+		fails(t, job, fmt.Sprintf("cat /proc/%d/%s", os.Getpid(), name))
+	}
+	fails(t, job, fmt.Sprintf("kill -0 %d", os.Getpid()))
+}
+
+// testLeftovers: what a job leaves is gone after Close, however it is closed against that and wherever it lies.
+func testLeftovers(t *testing.T, f *fixture) {
+	if !f.root && !f.spec.Level.Namespaced() {
+		return // the same user's: nothing says whose job it was
+	}
+	job := f.prepare(t)
+	want(t, job, `for d in "$PWD" /tmp /var/tmp /dev/shm; do
+	mkdir -p $d/left-by-a-job/sticky/closed/deep
+	echo x | tee $d/left-by-a-job/file $d/left-by-a-job/sticky/file > $d/left-by-a-job/sticky/closed/deep/file
+	chmod 0 $d/left-by-a-job/sticky/closed
+	chmod 1777 $d/left-by-a-job/sticky
+	ln -s /etc $d/link-left-by-a-job
+done 2> /dev/null; echo done`, "done")
+	must(t, job.Close())
+	for _, pattern := range []string{f.spec.Scratch, "/tmp/*left-by-a-job", "/var/tmp/*left-by-a-job", "/dev/shm/*left-by-a-job"} {
+		if left, _ := filepath.Glob(pattern); len(left) > 0 {
+			t.Errorf("left behind: %q", left)
+		}
+	}
+}

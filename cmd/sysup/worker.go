@@ -1,0 +1,258 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/attended-sysupgrade/sysup/builder"
+	"github.com/attended-sysupgrade/sysup/builder/imagebuilder"
+	"github.com/attended-sysupgrade/sysup/builder/sandbox"
+	"github.com/attended-sysupgrade/sysup/shared/aws"
+	"github.com/attended-sysupgrade/sysup/shared/build"
+	"github.com/attended-sysupgrade/sysup/shared/catalog"
+	"github.com/attended-sysupgrade/sysup/shared/sqlite"
+	"github.com/attended-sysupgrade/sysup/shared/usign"
+)
+
+type workerCmd struct {
+	aws.Settings       `embed:""`
+	CertifierTokenFile string        `help:"File with the token for a certifier with an http or https address." type:"existingfile" env:"SYSUP_CERTIFIER_TOKEN_FILE" placeholder:"FILE"`
+	Data               string        `help:"Folder for unpacked ImageBuilders and for jobs; of this process alone." default:"data" type:"path" env:"SYSUP_DATA"`
+	Upstream           string        `help:"Download server to build from." default:"https://downloads.openwrt.org" env:"SYSUP_UPSTREAM" placeholder:"URL"`
+	UpstreamKey        []string      `help:"Public key that signs the upstream's checksums, a file or its base64 line; OpenWrt's release keys are known. Repeatable." env:"SYSUP_UPSTREAM_KEY" placeholder:"KEY"`
+	Workers            int           `help:"Builds at once." default:"1" env:"SYSUP_WORKERS"`
+	Idle               time.Duration `help:"Leave after so long without a build; 0 = never." default:"5m" env:"SYSUP_IDLE"`
+	TimeLimit          time.Duration `help:"Time that one ImageBuilder run may take." default:"10m" env:"SYSUP_TIME_LIMIT"`
+	CacheSize          int64         `help:"Disk space for unpacked ImageBuilders, in GiB." default:"10" env:"SYSUP_CACHE_SIZE"`
+	BuildUID           int           `help:"User number that runs the ImageBuilder of the first worker when this is root; the others count on. Nobody else should have these." default:"64646" env:"SYSUP_BUILD_UID"`
+}
+
+// Validate names each key whose value breaks its rule.
+func (c *workerCmd) Validate() error {
+	errs := []error{c.Settings.Validate()}
+	for key, value := range map[string]string{"SYSUP_TABLE": c.Table, "SYSUP_QUEUE_URL": c.QueueURL, "SYSUP_BUCKET": c.Bucket, "SYSUP_CERTIFIER": c.Certifier} {
+		if value == "" {
+			errs = append(errs, fmt.Errorf(`%s has to be set, it is ""`, key))
+		}
+	}
+	for _, rule := range []struct {
+		good bool
+		text string
+		got  any
+	}{
+		{c.Workers >= 1 && c.Workers <= 256, "--workers has to be between 1 and 256", c.Workers},
+		{c.Idle >= 0, "--idle has to be 0 or more", c.Idle},
+		{c.TimeLimit >= time.Second, "--time-limit has to be a second or more", c.TimeLimit},
+		{c.CacheSize >= 1, "--cache-size has to be 1 GiB or more", c.CacheSize},
+		{c.BuildUID >= 1, "--build-uid has to be an ordinary user's number", c.BuildUID},
+		{isHTTP(c.Certifier) == (c.CertifierTokenFile != ""), "--certifier-token-file has to be set for a certifier with an http or https address, and only then", c.CertifierTokenFile},
+	} {
+		if !rule.good {
+			errs = append(errs, fmt.Errorf("%s, it is %q", rule.text, fmt.Sprint(rule.got)))
+		}
+	}
+	return errors.Join(append(errs, checkURL("--upstream", c.Upstream))...)
+}
+
+func isHTTP(address string) bool {
+	return strings.HasPrefix(address, "http://") || strings.HasPrefix(address, "https://")
+}
+
+// Run builds until ctx ends or nothing was to build for a while. What is under
+// way when ctx ends goes back to the queue.
+func (c *workerCmd) Run(ctx context.Context, log *slog.Logger) error {
+	ctx, leave := context.WithCancel(ctx)
+	defer leave()
+	s, err := c.open(ctx, log)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		s.presence.Run(ctx)
+		leave()
+		return nil
+	})
+	group.Go(func() error { s.warm(ctx); return nil })
+	name := workerName()
+	for i := range c.Workers {
+		group.Go(func() error { return s.worker(fmt.Sprintf("%s-%d", name, i), i).Run(ctx) })
+	}
+	log.Info("sysup works", "name", name, "upstream", c.Upstream, "workers", c.Workers, "idle", c.Idle, "sandbox", s.support.Level, "view", s.support.View)
+	err = group.Wait()
+	log.Info("sysup leaves")
+	return err
+}
+
+// workerName is like no other's, on whatever machine: of a task of ECS its ID,
+// by which its log is found.
+func workerName() string {
+	host, _ := os.Hostname()
+	if task := os.Getenv("ECS_CONTAINER_METADATA_URI_V4"); task != "" {
+		host, _, _ = strings.Cut(path.Base(task), "-")
+	}
+	return strings.ToLower(cmp.Or(host, "worker") + "-" + rand.Text()[:10])
+}
+
+// site is what the workers of one process share.
+type site struct {
+	workerCmd
+	log      *slog.Logger
+	lock     io.Closer
+	support  sandbox.Support
+	records  build.Records
+	queue    build.Queue
+	objects  build.Objects
+	catalog  *catalog.Catalog
+	trees    *imagebuilder.Store
+	keys     *builder.Keys
+	presence *builder.Presence
+}
+
+func (c *workerCmd) open(ctx context.Context, log *slog.Logger) (*site, error) {
+	cloud, err := aws.Open(ctx, c.Settings, log)
+	if err != nil {
+		return nil, err
+	}
+	certify, err := c.certifier(cloud)
+	if err != nil {
+		return nil, err
+	}
+	s := &site{
+		workerCmd: *c, log: log, keys: builder.NewKeys(certify),
+		records: cloud.Records(), queue: cloud.Queue(), objects: cloud.Objects(),
+	}
+	if err := s.openCatalog(); err != nil {
+		return nil, err
+	}
+	if err := s.openFolders(ctx); err != nil {
+		return nil, err
+	}
+	s.presence = builder.NewPresence(s.records, c.Idle, log)
+	return s, nil
+}
+
+func (c *workerCmd) certifier(cloud *aws.Cloud) (build.Certifier, error) {
+	if !isHTTP(c.Certifier) {
+		return cloud.Certifier(c.Certifier)
+	}
+	token, err := readToken(c.CertifierTokenFile)
+	if err != nil {
+		return nil, err
+	}
+	return askCertifier(c.Certifier, token), nil
+}
+
+func (s *site) openCatalog() error {
+	keys, err := upstreamKeys(s.UpstreamKey)
+	if err != nil {
+		return err
+	}
+	s.catalog, err = catalog.New(catalog.Options{
+		Upstream: strings.TrimRight(s.Upstream, "/"), Keys: keys, Objects: s.objects, Follow: true, Log: s.log,
+	})
+	return err
+}
+
+// upstreamKeys are given as files, or as the lines in them: a container has
+// variables where others have files.
+func upstreamKeys(values []string) (keys []usign.PublicKey, err error) {
+	for _, value := range values {
+		if value == "" {
+			continue
+		}
+		key, err := usign.ParsePublicKey([]byte("untrusted comment: upstream\n" + value + "\n"))
+		if err != nil {
+			key, err = readPublic(value)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("SYSUP_UPSTREAM_KEY has to be the file of a public key or its base64 line, it is %.200q: %w", value, err)
+		}
+		keys = append(keys, key)
+	}
+	return keys, nil
+}
+
+func (s *site) openFolders(ctx context.Context) (err error) {
+	if s.Data, err = filepath.Abs(s.Data); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(s.Data, 0o711); err != nil {
+		return fmt.Errorf("make the data folder: %w", err)
+	}
+	if s.lock, err = sqlite.Lock(s.Data); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(s.folder(imagebuilderFolder), 0o700); err != nil {
+		return fmt.Errorf("make the data folder: %w", err)
+	}
+	if s.support, err = openScratch(ctx, s.folder(scratchFolder), s.BuildUID, s.log); err != nil {
+		return err
+	}
+	s.trees, err = imagebuilder.OpenStore(s.folder(imagebuilderFolder), imagebuilder.Options{
+		Client: http.DefaultClient, Budget: s.CacheSize << 30, Archives: s.objects, Log: s.log,
+	})
+	return err
+}
+
+func (s *site) folder(name string) string { return filepath.Join(s.Data, name) }
+
+// openScratch removes what a killed process left of its jobs and finds out how
+// far jobs can be confined here.
+func openScratch(ctx context.Context, scratch string, uid int, log *slog.Logger) (sandbox.Support, error) {
+	if err := sandbox.RemoveAll(scratch); err != nil {
+		return sandbox.Support{}, err
+	}
+	if err := os.MkdirAll(scratch, 0o711); err != nil {
+		return sandbox.Support{}, err
+	}
+	support, err := sandbox.Probe(ctx, scratch, uid, uid)
+	if err != nil {
+		return support, fmt.Errorf("builds cannot be confined here: %w", err)
+	}
+	if support.Lacking != nil {
+		log.Warn("builds are confined less than they could be", "level", support.Level, "reason", support.Lacking)
+	}
+	return support, nil
+}
+
+func (s *site) close() {
+	s.trees.Close()
+	if err := errors.Join(s.catalog.Close(), s.lock.Close()); err != nil {
+		s.log.Error("the data folder could not be closed", "error", err)
+	}
+}
+
+// warm has the key certified while the first build is under way, so that it
+// does not wait for that at its end.
+func (s *site) warm(ctx context.Context) {
+	if _, err := s.keys.Current(ctx); err != nil && ctx.Err() == nil {
+		s.log.Warn("the worker's key is not certified yet; the first build that is to be signed tries again", "error", err)
+	}
+}
+
+func (s *site) worker(name string, i int) *builder.Worker {
+	return builder.New(name, builder.Config{
+		Records: s.records, Queue: s.queue, Objects: s.objects, Catalog: s.catalog, Trees: s.trees, Keys: s.keys,
+		Scratch: s.folder(scratchFolder), TimeLimit: s.TimeLimit, Upstream: strings.TrimRight(s.Upstream, "/"),
+		Sandbox: imagebuilder.Confinement{
+			Level: s.support.Level, Copy: s.support.View != "overlay", UID: s.BuildUID + i, GID: s.BuildUID + i,
+			Hide: []string{s.folder(imagebuilderFolder)},
+		},
+		Lifetimes: build.DefaultLifetimes, Presence: s.presence, Log: s.log,
+	})
+}
