@@ -1,0 +1,56 @@
+// Command housekeeper is the Lambda that does what time brings, every five
+// minutes: it refreshes the catalogue, sends again, ends, deletes, drains the
+// dead letters and starts builders.
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+
+	"github.com/attended-sysupgrade/sysup/functions/start"
+	"github.com/attended-sysupgrade/sysup/shared/aws"
+	"github.com/attended-sysupgrade/sysup/shared/build"
+)
+
+type config struct {
+	aws.Settings   `embed:""`
+	start.Upstream `embed:""`
+
+	MaxBuilders int `default:"2" env:"SYSUP_MAX_BUILDERS"`
+}
+
+func main() { start.Main("housekeeper", open) }
+
+// Validate names each key whose value breaks its rule.
+func (c config) Validate() error {
+	return errors.Join(c.Settings.Validate(), start.Set("SYSUP_TABLE", c.Table), start.AtLeast("SYSUP_MAX_BUILDERS", int64(c.MaxBuilders), 0))
+}
+
+func open(ctx context.Context, c config, log *slog.Logger) (any, error) {
+	cloud, err := aws.Open(ctx, c.Settings, log)
+	if err != nil {
+		return nil, err
+	}
+	objects, records := cloud.Objects(), cloud.Records()
+	catalogue, err := c.Catalog(objects, false, log)
+	if err != nil {
+		return nil, err
+	}
+	fleet, tasks, err := start.Fleet(c.Settings, cloud, records, c.MaxBuilders)
+	if err != nil {
+		return nil, err
+	}
+	h := &house{
+		catalogue: catalogue, records: records, count: records.Pending, fleet: fleet, log: log, out: os.Stdout,
+		sweeper: &build.Sweeper{Records: records, Queue: cloud.Queue(), Objects: objects, Lifetimes: build.DefaultLifetimes, Count: records.Pending},
+	}
+	if tasks != nil {
+		h.alive = tasks.Alive
+	}
+	if c.DeadLettersURL != "" {
+		h.sweeper.DeadLetters = cloud.DeadLetters()
+	}
+	return h.run, nil
+}
