@@ -1,6 +1,7 @@
 # make demo    one request, one signed image: the whole pipeline, in front of your eyes
 # make serve   a server for the real upstream (UPSTREAM=, LISTEN=, DATA= change what it uses)
 # make test    everything that has to pass; make test-fast is the inner loop
+# make deploy-local   template.yaml on an emulator of AWS; make deploy is the real thing, see docs/deploy.md
 # make bench   figures, see docs/performance.md
 
 SHELL := /bin/bash -o pipefail
@@ -16,7 +17,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 # Everything but the demo distribution and the end-to-end tests over it.
 FAST := $(shell $(GO) list ./... 2>/dev/null | grep -v -e /scripts/demo -e /cmd/sysup)
 
-.PHONY: build setup lint test test-fast demo serve bench fuzz vuln clean
+.PHONY: build setup lint test test-fast demo serve deploy deploy-local bench fuzz vuln clean
 
 build: sysup
 
@@ -26,6 +27,8 @@ sysup:
 
 setup:
 	@scripts/setup
+	@scripts/engines
+	@scripts/emulator install
 
 lint:
 	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo 'gofmt -w the files above'; exit 1; }
@@ -38,7 +41,7 @@ distribution: setup
 	$(GO) run ./scripts/demo
 
 test: setup lint distribution
-	@echo "engines: SQLite $$($(GO) list -m -f '{{.Version}}' modernc.org/sqlite) (modernc.org/sqlite), goqite $$($(GO) list -m -f '{{.Version}}' maragu.dev/goqite), a directory on $$(stat -f -c %T .), in-memory fakes"
+	@echo "engines: SQLite $$($(GO) list -m -f '{{.Version}}' modernc.org/sqlite) (modernc.org/sqlite), goqite $$($(GO) list -m -f '{{.Version}}' maragu.dev/goqite), a directory on $$(stat -f -c %T .), $$(scripts/engines names), $$(scripts/emulator names), in-memory fakes"
 	$(GO) test -race -shuffle=on -timeout 20m ./...
 
 test-fast:
@@ -49,6 +52,25 @@ demo: setup sysup
 
 serve: sysup
 	./sysup serve --listen $(LISTEN) --data $(DATA) --upstream $(UPSTREAM) $(ARGS)
+
+# The Lambda functions for template.yaml, whose parameter Architecture says the same.
+ARCHITECTURE ?= arm64
+.PHONY: functions
+functions:
+	@for function in api housekeeper certifier; do \
+	  CGO_ENABLED=0 GOOS=linux GOARCH=$(ARCHITECTURE:x86_64=amd64) $(GO) build -trimpath -tags lambda.norpc \
+	    -ldflags '-s -w -X github.com/attended-sysupgrade/sysup/functions/start.Version=$(VERSION)' \
+	    -o build/functions/$$function/bootstrap ./functions/$$function || exit 1; done
+
+# The template on this machine, until Ctrl-C; scripts/deploy-local says what can be changed.
+deploy-local: setup
+	@scripts/deploy-local
+
+# The template in the AWS account of the environment; docs/deploy.md comes first. PARAMETERS='MaxBuilders=4 ...' changes some.
+SAM ?= build/emulator/tools/bin/sam
+deploy: functions
+	@scripts/emulator install
+	SAM_CLI_TELEMETRY=0 $(SAM) deploy --parameter-overrides Architecture=$(ARCHITECTURE) $(PARAMETERS)
 
 bench: setup sysup
 	@scripts/bench
