@@ -17,8 +17,8 @@ import (
 	"github.com/attended-sysupgrade/sysup/shared/usign"
 )
 
-// Config is what a Worker works with. Upstream, ServerKeys, Presence and Hook
-// may be missing.
+// Config is what a Worker works with. Upstream, ServerKeys, Presence, Ended and
+// Hook may be missing.
 type Config struct {
 	Records    build.Records
 	Queue      build.Queue
@@ -32,7 +32,8 @@ type Config struct {
 	TimeLimit  time.Duration // of one job's make
 	Upstream   string        // where packages come from; "" = where the ImageBuilders say
 	Lifetimes  build.Lifetimes
-	Presence   *Presence // nil where workers never leave
+	Presence   *Presence          // nil where workers never leave
+	Ended      func(build.Record) // told of each build that a worker brought to its end; nil for nobody
 	Log        *slog.Logger
 	Hook       build.Hook
 }
@@ -246,6 +247,9 @@ func (w *Worker) commit(ctx context.Context, f *flight, m build.Message, end fun
 	}
 	rec := f.record()
 	w.Log.Info("a build ended", "build", m.ID.Short(), "state", rec.State, "seconds", rec.EndedAt.Sub(rec.StartedAt).Seconds())
+	if w.Ended != nil {
+		w.Ended(rec)
+	}
 	count := w.Hook.Do(build.StepCount, func() error { return build.CountEnded(ctx, w.Records, rec) })
 	acknowledge := w.Hook.Do(build.StepAcknowledge, func() error { return w.Queue.Delete(ctx, m) })
 	return errors.Join(count, acknowledge)

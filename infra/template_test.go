@@ -127,6 +127,7 @@ var permissions = map[string][]string{
 		"s3:GetObject ${Bucket.Arn}/index/*",
 		"s3:GetObject ${Bucket.Arn}/catalog/*",
 		"s3:GetObject ${Bucket.Arn}/imagebuilder/*",
+		"s3:GetObject ${Bucket.Arn}/keys/*",
 		"s3:PutObject ${Bucket.Arn}/store/*",
 		"s3:PutObject ${Bucket.Arn}/index/*",
 		"s3:PutObject ${Bucket.Arn}/imagebuilder/*",
@@ -134,6 +135,7 @@ var permissions = map[string][]string{
 		"s3:AbortMultipartUpload ${Bucket.Arn}/index/*",
 		"s3:AbortMultipartUpload ${Bucket.Arn}/imagebuilder/*",
 		"s3:DeleteObject ${Bucket.Arn}/store/*",
+		"s3:DeleteObject ${Bucket.Arn}/imagebuilder/*",
 		"s3:ListBucket Bucket.Arn",
 		"lambda:InvokeFunction Certifier.Arn",
 	},
@@ -537,6 +539,7 @@ var environments = map[string][]string{
 	"Housekeeper": append([]string{
 		"SYSUP_TABLE Table", "SYSUP_QUEUE_URL Queue", "SYSUP_DEAD_LETTERS_URL DeadLetters", "SYSUP_BUCKET Bucket",
 		"SYSUP_UPSTREAM Upstream", "SYSUP_UPSTREAM_KEY Fn::If HasUpstreamKey UpstreamKey AWS::NoValue",
+		"SYSUP_ALLOW_DEFAULTS AllowDefaults", "SYSUP_REPOSITORY_ALLOW Fn::If HasRepositoryAllow RepositoryAllow AWS::NoValue",
 	}, runsTasks...),
 	"Certifier": {
 		"SYSUP_BUCKET Bucket",
@@ -544,7 +547,7 @@ var environments = map[string][]string{
 	},
 	"Builder": {
 		"SYSUP_TABLE Table", "SYSUP_QUEUE_URL Queue", "SYSUP_BUCKET Bucket", "SYSUP_CERTIFIER lambda:${Certifier}",
-		"SYSUP_UPSTREAM Upstream", "SYSUP_UPSTREAM_KEY UpstreamKey if HasUpstreamKey", "SYSUP_IDLE 5m",
+		"SYSUP_UPSTREAM Upstream", "SYSUP_UPSTREAM_KEY UpstreamKey if HasUpstreamKey", "SYSUP_IDLE 5m", "SYSUP_METRICS true",
 	},
 }
 

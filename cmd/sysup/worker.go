@@ -37,6 +37,7 @@ type workerCmd struct {
 	Idle               time.Duration `help:"Leave after so long without a build; 0 = never." default:"5m" env:"SYSUP_IDLE"`
 	TimeLimit          time.Duration `help:"Time that one ImageBuilder run may take." default:"10m" env:"SYSUP_TIME_LIMIT"`
 	CacheSize          int64         `help:"Disk space for unpacked ImageBuilders, in GiB." default:"10" env:"SYSUP_CACHE_SIZE"`
+	Metrics            bool          `help:"Print figures of each build on standard output, in CloudWatch's embedded metric format." env:"SYSUP_METRICS"`
 	BuildUID           int           `help:"User number that runs the ImageBuilder of the first worker when this is root; the others count on. Nobody else should have these." default:"64646" env:"SYSUP_BUILD_UID"`
 }
 
@@ -73,13 +74,14 @@ func isHTTP(address string) bool {
 
 // Run builds until ctx ends or nothing was to build for a while. What is under
 // way when ctx ends goes back to the queue.
-func (c *workerCmd) Run(ctx context.Context, log *slog.Logger) error {
+func (c *workerCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) error {
 	ctx, leave := context.WithCancel(ctx)
 	defer leave()
 	s, err := c.open(ctx, log)
 	if err != nil {
 		return err
 	}
+	s.out = out
 	defer s.close()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
@@ -111,6 +113,7 @@ func workerName() string {
 // site is what the workers of one process share.
 type site struct {
 	workerCmd
+	out      io.Writer // of the figures
 	log      *slog.Logger
 	lock     io.Closer
 	support  sandbox.Support
@@ -253,6 +256,22 @@ func (s *site) worker(name string, i int) *builder.Worker {
 			Level: s.support.Level, Copy: s.support.View != "overlay", UID: s.BuildUID + i, GID: s.BuildUID + i,
 			Hide: []string{s.folder(imagebuilderFolder)},
 		},
-		Lifetimes: build.DefaultLifetimes, Presence: s.presence, Log: s.log,
+		Lifetimes: build.DefaultLifetimes, Presence: s.presence, Ended: s.ended(), Log: s.log,
 	})
+}
+
+// ended prints the figures of a build, if they are wanted.
+func (s *site) ended() func(build.Record) {
+	if !s.Metrics {
+		return nil
+	}
+	return func(rec build.Record) {
+		values := map[string]float64{aws.MetricDone: 1, aws.MetricFailed: 0, aws.MetricBuildSeconds: rec.EndedAt.Sub(rec.StartedAt).Seconds()}
+		if rec.State == build.Failed {
+			values[aws.MetricDone], values[aws.MetricFailed] = 0, 1
+		}
+		if err := aws.Metrics(s.out, values); err != nil {
+			s.log.Warn("the figures of a build could not be printed", "error", err)
+		}
+	}
 }

@@ -318,7 +318,7 @@ func TestWorker(t *testing.T) {
 	t.Parallel()
 	r := newRegion(t, instant.Options{})
 	id := r.submit("nano")
-	w := r.start("SYSUP_IDLE=2s")
+	w := r.start("SYSUP_IDLE=2s", "SYSUP_METRICS=true")
 	r.verified(id, 1, "nano")
 	rec := r.until(id, "done", build.Record.Ended)
 	took := rec.StartedAt.Sub(w.begun)
@@ -335,6 +335,9 @@ func TestWorker(t *testing.T) {
 	}
 	if archives := r.stored("imagebuilder/24.10.0/x86/64/"); len(archives) != 1 {
 		t.Errorf("the archives for the next worker: %q", archives)
+	}
+	if log := w.log.String(); !strings.Contains(log, `"BuildsDone":1`) || !strings.Contains(log, `"BuildsFailed":0`) || !strings.Contains(log, `"BuildSeconds":`) {
+		t.Error("the log has no figures of the build")
 	}
 	if strings.Contains(w.log.String(), string(id)) {
 		t.Error("the log names the build, which opens its files")

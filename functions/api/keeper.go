@@ -85,7 +85,7 @@ func (k *keeper) load(ctx context.Context) error {
 // Device implements api.Catalog.
 func (k *keeper) Device(ctx context.Context, version, target, profile, model string) (*catalog.Device, error) {
 	if err := k.ready(ctx); err != nil {
-		return nil, putOff(err)
+		return nil, build.PutOff(err)
 	}
 	return k.Catalog.Device(ctx, version, target, profile, model)
 }

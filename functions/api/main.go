@@ -48,7 +48,7 @@ func (c config) Validate() error {
 }
 
 func open(ctx context.Context, c config, log *slog.Logger) (any, error) {
-	cloud, err := aws.Open(ctx, c.Settings, log)
+	cloud, err := aws.OpenLambda(ctx, c.Settings, log)
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +64,7 @@ func newFunc(ctx context.Context, c config, cloud *aws.Cloud, log *slog.Logger) 
 	}
 	fault := func(err error) { log.Error("a service of AWS failed", "error", err) }
 	service := &build.Service{
-		Records: records{cloud.Records(), fault}, Queue: queue{cloud.Queue(), fault}, Fault: fault,
+		Records: cloud.Records(), Queue: cloud.Queue(), Fault: fault,
 		Limits: build.Limits{Pending: c.MaxPending, PerDay: c.BuildsPerDay, PerClient: c.BuildsPerClient},
 	}
 	if service.Fleet, _, err = start.Fleet(c.Settings, cloud, service.Records, c.MaxBuilders); err != nil {

@@ -28,7 +28,7 @@ func (c config) Validate() error {
 }
 
 func open(ctx context.Context, c config, log *slog.Logger) (any, error) {
-	cloud, err := aws.Open(ctx, c.Settings, log)
+	cloud, err := aws.OpenLambda(ctx, c.Settings, log)
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -431,6 +432,10 @@ func FuzzEvent(f *testing.F) {
 			}
 			if !strings.HasPrefix(r.URL.Path, "/") || r.URL.RawPath == "" && e.RawPath != r.URL.Path && r.URL.EscapedPath() != e.RawPath {
 				t.Errorf("the path %q became %q", e.RawPath, r.URL.Path)
+			}
+			host, _, err := net.SplitHostPort(r.RemoteAddr)
+			if _, parsed := netip.ParseAddr(host); r.RemoteAddr != net.JoinHostPort(e.RequestContext.HTTP.SourceIP, "0") && (err != nil || parsed != nil) {
+				t.Errorf("the client's address is %q", r.RemoteAddr)
 			}
 			r.Body = io.NopCloser(bytes.NewReader(body))
 			if err := r.Write(io.Discard); err != nil && r.Host != "" {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -105,6 +106,14 @@ func TestBinaryKeepsHouse(t *testing.T) {
 	overview, err := follower.Overview(t.Context())
 	if err != nil || len(overview.Branches) == 0 || r.upstream.AskedAll().Asked != asked {
 		t.Errorf("the catalogue is not in the store: %+v (%v)", overview, err)
+	}
+	latest, _, err := r.own.Objects().Open(t.Context(), "json/v1/latest.json")
+	if err != nil {
+		t.Fatalf("the CDN has nothing to serve: %v", err)
+	}
+	defer latest.Close()
+	if text, err := io.ReadAll(latest); err != nil || !strings.Contains(string(text), `{"latest":["`) {
+		t.Errorf("json/v1/latest.json is %s (%v)", text, err)
 	}
 	for _, want := range []string{`"CatalogueAge":`, `"Pending":1`, `"BuildersAlive":0`, `"DeadLetters":0`, `"_aws":`} {
 		if !strings.Contains(f.Output(), want) {

@@ -20,6 +20,8 @@ type house struct {
 		Refresh(context.Context) error
 		Age() (time.Duration, bool)
 	}
+	// publish stores what the CDN serves of the catalogue.
+	publish func(context.Context) error
 	sweeper *build.Sweeper
 	records build.Records
 	count   func(context.Context) (int64, error) // of the builds that wait or run, by their index
@@ -47,7 +49,9 @@ func (h *house) run(ctx context.Context) error {
 	values := map[string]float64{}
 	var errs [3]error
 	var refresh sync.WaitGroup
-	refresh.Go(func() { errs[0] = part(ctx, "refresh the catalogue", h.catalogue.Refresh) })
+	refresh.Go(func() {
+		errs[0] = errors.Join(part(ctx, "refresh the catalogue", h.catalogue.Refresh), part(ctx, "publish the catalogue", h.publish))
+	})
 	errs[1] = part(ctx, "sweep", func(ctx context.Context) error { return h.sweep(ctx, values) })
 	errs[2] = part(ctx, "start builders", func(ctx context.Context) error { return h.scale(ctx, values) })
 	refresh.Wait()

@@ -22,10 +22,11 @@ type parts struct {
 	board     error
 	count     error
 	alive     error
+	publish   error
 	missed    bool // the board was told of no build
 
-	refreshed, looked, started int
-	out                        bytes.Buffer
+	refreshed, published, looked, started int
+	out                                   bytes.Buffer
 }
 
 func (p *parts) Refresh(ctx context.Context) error {
@@ -34,6 +35,11 @@ func (p *parts) Refresh(ctx context.Context) error {
 		return p.catalogue(ctx)
 	}
 	return nil
+}
+
+func (p *parts) Publish(context.Context) error {
+	p.published++
+	return p.publish
 }
 
 func (p *parts) Age() (time.Duration, bool) { return 3 * time.Minute, true }
@@ -74,7 +80,7 @@ func (p *parts) house(t testing.TB) *house {
 		return nil
 	}
 	return &house{
-		catalogue: p, records: records, log: slog.New(slog.DiscardHandler), out: &p.out,
+		catalogue: p, publish: p.Publish, records: records, log: slog.New(slog.DiscardHandler), out: &p.out,
 		sweeper: &build.Sweeper{Records: records, Queue: buildtest.NewQueue(t, time.Minute), Objects: buildtest.NewObjects(t), Lifetimes: build.DefaultLifetimes},
 		fleet:   &build.Fleet{Records: records, Max: 2, Start: start},
 		count:   func(context.Context) (int64, error) { return 5, p.count },
@@ -94,6 +100,7 @@ func TestEachPartRuns(t *testing.T) {
 		{"all well", parts{}, 2, nil},
 		{"no upstream", parts{catalogue: func(context.Context) error { return errPart }}, 2, []string{"refresh the catalogue: "}},
 		{"a defect", parts{catalogue: func(context.Context) error { panic("no") }}, 2, []string{"refresh the catalogue: panic: no"}},
+		{"no CDN", parts{publish: errPart}, 2, []string{"publish the catalogue: "}},
 		{"no index", parts{due: errPart}, 2, []string{"sweep: "}},
 		{"no board", parts{board: errPart}, 0, []string{"start builders: "}}, // who starts notes it there
 		{"no count", parts{count: errPart}, 2, []string{"start builders: "}},
@@ -110,7 +117,7 @@ func TestEachPartRuns(t *testing.T) {
 				t.Errorf("%s: %v, want %q in it", c.name, err, want)
 			}
 		}
-		if c.parts.refreshed != 1 || c.parts.looked == 0 || c.parts.started != c.started {
+		if c.parts.refreshed != 1 || c.parts.published != 1 || c.parts.looked == 0 || c.parts.started != c.started {
 			t.Errorf("%s: refreshed %d times, looked %d times, started %d builders", c.name, c.parts.refreshed, c.parts.looked, c.parts.started)
 		}
 		var line map[string]any

@@ -10,6 +10,7 @@ import (
 	"os"
 
 	"github.com/attended-sysupgrade/sysup/functions/start"
+	"github.com/attended-sysupgrade/sysup/shared/api"
 	"github.com/attended-sysupgrade/sysup/shared/aws"
 	"github.com/attended-sysupgrade/sysup/shared/build"
 )
@@ -18,7 +19,9 @@ type config struct {
 	aws.Settings   `embed:""`
 	start.Upstream `embed:""`
 
-	MaxBuilders int `default:"2" env:"SYSUP_MAX_BUILDERS"`
+	MaxBuilders     int      `default:"2" env:"SYSUP_MAX_BUILDERS"`
+	AllowDefaults   bool     `env:"SYSUP_ALLOW_DEFAULTS"`
+	RepositoryAllow []string `env:"SYSUP_REPOSITORY_ALLOW"`
 }
 
 func main() { start.Main("housekeeper", open) }
@@ -29,7 +32,7 @@ func (c config) Validate() error {
 }
 
 func open(ctx context.Context, c config, log *slog.Logger) (any, error) {
-	cloud, err := aws.Open(ctx, c.Settings, log)
+	cloud, err := aws.OpenLambda(ctx, c.Settings, log)
 	if err != nil {
 		return nil, err
 	}
@@ -42,8 +45,12 @@ func open(ctx context.Context, c config, log *slog.Logger) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	public := api.Config{
+		Catalog: catalogue, Objects: objects, AllowDefaults: c.AllowDefaults, RepositoryAllow: c.RepositoryAllow, Version: start.Version,
+	}
 	h := &house{
 		catalogue: catalogue, records: records, count: records.Pending, fleet: fleet, log: log, out: os.Stdout,
+		publish: func(ctx context.Context) error { return api.Publish(ctx, public) },
 		sweeper: &build.Sweeper{Records: records, Queue: cloud.Queue(), Objects: objects, Lifetimes: build.DefaultLifetimes, Count: records.Pending},
 	}
 	if tasks != nil {

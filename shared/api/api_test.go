@@ -319,7 +319,7 @@ func TestFaults(t *testing.T) {
 	}{
 		{"the catalogue panics", func(r *rig) { r.catalog.panics = true }, 500, "went wrong", "secret/place.go"},
 		{"the catalogue fails", func(r *rig) { r.catalog.err = secret }, 500, "went wrong", "sysup.db"},
-		{"the records fail", func(r *rig) { r.config.Service.Records = broken{r.records, secret} }, 500, "went wrong", "sysup.db"},
+		{"the records fail", func(r *rig) { r.config.Service.Records = broken{r.records, secret} }, 503, "own storage", "sysup.db"},
 		{"the catalogue is not there yet", func(r *rig) {
 			r.catalog.err = &build.Refusal{Code: build.CodeUnavailable, Detail: "The list of versions is being fetched."}
 		}, 503, "being fetched", "being fetched"},

@@ -86,5 +86,6 @@ func (d *dialect) failure(kind build.Kind) int {
 func faulty(err error) bool {
 	_, refusal := errors.AsType[*build.Refusal](err)
 	_, failure := errors.AsType[*build.Failure](err)
-	return err != nil && !refusal && !failure && !errors.Is(err, errGone)
+	meant := refusal || failure || errors.Is(err, errGone)
+	return err != nil && (!meant || errors.Is(err, build.ErrUnreachable))
 }

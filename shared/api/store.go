@@ -44,7 +44,7 @@ func (s *server) named(ctx context.Context, id build.ID, folder string) error {
 		return errNoFile
 	}
 	if err != nil {
-		return fmt.Errorf("look up %s: %w", id.Short(), err)
+		return build.PutOff(fmt.Errorf("look up %s: %w", id.Short(), err))
 	}
 	if rec.Result != nil && rec.Result.Prefix == folder || rec.Failure != nil && rec.Failure.Prefix == folder {
 		return nil
@@ -74,7 +74,7 @@ func (s *server) file(w *response, r *http.Request, key string) error {
 	}
 	if err != nil {
 		forget(w)
-		return fmt.Errorf("open a file: %w", err)
+		return build.PutOff(fmt.Errorf("open a file: %w", err))
 	}
 	defer object.Close()
 	w.Header().Set("Content-Type", contentType(key))

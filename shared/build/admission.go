@@ -20,6 +20,10 @@ type Limits struct {
 // build is stored as Uncounted.
 const boardTime = 500 * time.Millisecond
 
+// leaveTime bounds giving back what was counted. Only a request that turned out
+// not to start a build waits for it; a count that stays is found by the sweeper.
+const leaveTime = 2 * time.Second
+
 // admission is the way of one request through the limits, and what it has
 // counted so far.
 type admission struct {
@@ -130,7 +134,7 @@ func (a *admission) tell(ctx context.Context, name string, change Change) (Board
 // leave gives back what was counted for a build that was not created. What a
 // private request was charged stays: it had its answer.
 func (a *admission) leave(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), boardTime)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTime)
 	defer cancel()
 	s := a.service
 	if a.board != nil {

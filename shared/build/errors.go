@@ -15,6 +15,19 @@ var (
 	ErrFull     = errors.New("build: no space left")
 )
 
+// ErrUnreachable marks what PutOff made.
+var ErrUnreachable = errors.New("build: storage cannot be reached")
+
+// PutOff words a fault of storage for clients: to come back. Most of them
+// take any other answer for the end. The error is a Refusal with
+// CodeUnavailable, and keeps err for the log.
+func PutOff(err error) error {
+	return errors.Join(&Refusal{
+		Code: CodeUnavailable, RetryAfter: 30 * time.Second,
+		Detail: "This server does not reach its own storage at the moment. Try again in a minute.",
+	}, ErrUnreachable, err)
+}
+
 // Code says what kind of refusal it is. One table in shared/api maps codes to
 // HTTP statuses, per dialect.
 type Code string

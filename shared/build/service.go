@@ -25,9 +25,10 @@ type Service struct {
 	// Hook is for crash tests.
 	Hook Hook
 
-	board boardCache
-	spent hourSet // clients that have reached their limit
-	asked hourSet // private builds that clients were charged for asking after
+	board  boardCache
+	starts starts
+	spent  hourSet // clients that have reached their limit
+	asked  hourSet // private builds that clients were charged for asking after
 }
 
 func (s *Service) fault(err error) {
@@ -69,14 +70,15 @@ func (s *Service) Submit(ctx context.Context, sub Submission) (Status, error) {
 	case err == nil && !rec.Retriable():
 		return s.status(ctx, rec), nil
 	case err != nil && !errors.Is(err, ErrNotFound):
-		return Status{}, fmt.Errorf("look up %s: %w", id.Short(), err)
+		return Status{}, PutOff(fmt.Errorf("look up %s: %w", id.Short(), err))
 	}
 	return s.start(ctx, a, rec, sub)
 }
 
 const (
 	startTime = 10 * time.Second // bounds what start takes once its client no longer does
-	wakeTime  = 3 * time.Second  // and what a client waits for a builder to be started
+	sendTime  = 3 * time.Second  // and what a client waits for the queue
+	wakeTime  = 3 * time.Second  // and for a builder to be started
 )
 
 // start takes a place, creates or renews the record and sends its ID. old is
@@ -85,8 +87,11 @@ const (
 func (s *Service) start(ctx context.Context, a *admission, old Record, sub Submission) (Status, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTime)
 	defer cancel()
+	first, end := s.starts.begin(a.id)
+	defer end()
 	if err := a.enter(ctx); err != nil {
 		a.leave(ctx)
+		wait(ctx, first)
 		return s.joinOr(ctx, a.id, err)
 	}
 	rec := NewRecord(a.id, sub.Plan, sub.Request, a.sequence, Now())
@@ -106,32 +111,69 @@ func (s *Service) start(ctx context.Context, a *admission, old Record, sub Submi
 	if errors.Is(err, ErrExists) || errors.Is(err, ErrConflict) {
 		return s.joinOr(ctx, a.id, err)
 	}
-	if err == nil {
-		err = s.send(ctx, rec, sub)
-	}
 	if err != nil {
 		return Status{}, err
 	}
+	s.send(ctx, rec, sub)
 	s.wake(ctx, a.board)
 	return s.status(ctx, rec), nil
+}
+
+// starts are the builds that this process is starting. Of equal requests at
+// once, one may take the last place: the others, refused for want of one, wait
+// and join it.
+type starts struct {
+	mu    sync.Mutex
+	under map[ID]chan struct{}
+}
+
+// begin returns a channel that closes when whoever began before is through,
+// nil for the first.
+func (s *starts) begin(id ID) (first <-chan struct{}, end func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if under, ok := s.under[id]; ok {
+		return under, func() {}
+	}
+	if s.under == nil {
+		s.under = map[ID]chan struct{}{}
+	}
+	mine := make(chan struct{})
+	s.under[id] = mine
+	return nil, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.under, id)
+		close(mine)
+	}
+}
+
+func wait(ctx context.Context, first <-chan struct{}) {
+	if first == nil {
+		return
+	}
+	select {
+	case <-first:
+	case <-ctx.Done():
+	}
 }
 
 // settle finds out what became of a write that reported a failure. It returns
 // nil if the record was stored, and gives its place back if it was not. While
 // nobody knows, the place stays taken.
 func (s *Service) settle(ctx context.Context, a *admission, rec Record, err error) error {
-	failed := fmt.Errorf("store %s: %w", rec.ID.Short(), err)
 	if !errors.Is(err, ErrExists) && !errors.Is(err, ErrConflict) {
 		stored, readErr := s.Records.Get(ctx, rec.ID)
 		switch {
 		case readErr == nil && sameRun(stored, rec):
 			return nil
 		case readErr != nil && !errors.Is(readErr, ErrNotFound):
-			return failed
+			return PutOff(fmt.Errorf("store %s: %w", rec.ID.Short(), err))
 		}
+		err = PutOff(fmt.Errorf("store %s: %w", rec.ID.Short(), err))
 	}
 	a.leave(ctx)
-	return failed
+	return err
 }
 
 // sameRun tells whether the stored record came from this one. Sequence numbers
@@ -144,8 +186,8 @@ func sameRun(stored, rec Record) bool {
 // joinOr answers with the build that somebody else created in the meantime: to
 // join it takes no place. Else it returns the error.
 func (s *Service) joinOr(ctx context.Context, id ID, err error) (Status, error) {
-	rec, readErr := s.Records.Get(ctx, id)
 	refused := !errors.Is(err, ErrExists) && !errors.Is(err, ErrConflict)
+	rec, readErr := s.Records.Get(ctx, id)
 	if readErr != nil || refused && rec.Retriable() {
 		return Status{}, err
 	}
@@ -163,16 +205,19 @@ func (s *Service) wake(ctx context.Context, board Board) {
 	s.fault(s.Fleet.Wake(ctx, board))
 }
 
-func (s *Service) send(ctx context.Context, rec Record, sub Submission) error {
+// send hands the build to the queue. Without, it is as safe: its record is due
+// in a minute, and a poll or the sweeper sends it again.
+func (s *Service) send(ctx context.Context, rec Record, sub Submission) {
+	ctx, cancel := context.WithTimeout(ctx, sendTime)
+	defer cancel()
 	class := sub.Class
 	if class == "" {
 		class = ClassInteractive
 	}
 	err := s.Hook.Do(StepSend, func() error { return s.Queue.Send(ctx, rec.ID, class, s.client(sub.Client)) })
 	if err != nil {
-		return fmt.Errorf("send %s: %w", rec.ID.Short(), err)
+		s.fault(fmt.Errorf("send %s: %w", rec.ID.Short(), err))
 	}
-	return nil
 }
 
 // Status returns the build with that ID, or a Refusal with CodeNotFound. A
@@ -184,12 +229,11 @@ func (s *Service) Status(ctx context.Context, id ID) (Status, error) {
 		return Status{}, &Refusal{Code: CodeNotFound, Detail: "There is no such build, or its files are gone. Send the request again."}
 	}
 	if err != nil {
-		return Status{}, fmt.Errorf("look up %s: %w", id.Short(), err)
+		return Status{}, PutOff(fmt.Errorf("look up %s: %w", id.Short(), err))
 	}
 	if rec.Schema == Schema && !rec.Ended() && !Now().Before(rec.DueAt) {
-		if rec, err = resend(ctx, s.Records, s.Queue, rec); err != nil {
-			return Status{}, err
-		}
+		rec, err = resend(ctx, s.Records, s.Queue, rec)
+		s.fault(err) // the next poll, or the sweeper, tries again
 	}
 	return s.status(ctx, rec), nil
 }

@@ -230,6 +230,33 @@ func TestPlantedCertificate(t *testing.T) {
 	}
 }
 
+// FuzzPlanted stores any bytes as an earlier certificate. What is signed then is
+// a certificate for the same key and worker, for no more than its usual time.
+func FuzzPlanted(f *testing.F) {
+	name, key := worker(f)
+	for _, days := range []int{0, 1, 365} {
+		c, err := usign.NewCertificate(name, key, time.Now().Add(-clockSkew), time.Now().Add(life).AddDate(0, 0, days))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(c.Marshal())
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		objects := buildtest.NewObjects(t)
+		if err := objects.Put(t.Context(), "keys/worker-"+name+".pub", bytes.NewReader(text), build.PolicyText); err != nil {
+			t.Fatal(err)
+		}
+		got, err := New(generate(t), objects).Certify(t.Context(), name, key)
+		if err != nil {
+			return
+		}
+		c, err := usign.ParseCertificate(got.PublicKey)
+		if err != nil || !bytes.Equal(got.PublicKey, text) || c.Worker != name || !c.Key.Key.Equal(key) || c.NotAfter.Sub(c.NotBefore) > life+clockSkew || time.Until(c.NotAfter) > life+clockSkew {
+			t.Errorf("signed was %q (%v)", got.PublicKey, err)
+		}
+	})
+}
+
 func TestPublish(t *testing.T) {
 	memory, faults := buildtest.NewObjects(t), &buildtest.Faults{}
 	objects := faults.Objects(memory)

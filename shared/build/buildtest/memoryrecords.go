@@ -274,11 +274,12 @@ func (m *MemoryRecords) Board(ctx context.Context, name string, change build.Cha
 		return board, verdict(holds)
 	}
 	m.writes++
-	if forHours := strings.HasPrefix(name, "client/") && len(name) > 32 || strings.HasPrefix(name, "recount/"); forHours && m.boards[name] == nil && change.ExpiresAt.IsZero() {
-		m.misuse("the board %q is begun without an expiry", name)
+	if strings.Contains(name, "/") && m.boards[name] == nil && change.ExpiresAt.IsZero() {
+		m.misuse("the board %q, one of many, is begun without an expiry", name)
 	}
 	m.yield(BoardRaces)
-	if m.yield(BelowRaces); m.flaws[BelowRaces] {
+	if m.flaws[BelowRaces] {
+		m.yield(BelowRaces)
 		board = build.Board{}
 		maps.Copy(board, m.boards[name])
 	}

@@ -174,7 +174,7 @@ var recordsContract = contract[build.Records]{
 	}},
 	{"boards of different names have nothing in common", func(t testing.TB, r build.Records) {
 		wantBoard(t, r, "", build.Change{Add: build.Board{"x": 1}}, build.Board{"x": 1})
-		wantBoard(t, r, "client/abc/12", build.Change{Add: build.Board{"x": 1}}, build.Board{"x": 1})
+		wantBoard(t, r, "client/abc/12", build.Change{Add: build.Board{"x": 1}, ExpiresAt: build.Now().Add(time.Hour)}, build.Board{"x": 1})
 		wantBoard(t, r, "", build.Change{}, build.Board{"x": 1})
 	}},
 	{"a board outlives every change until its expiry", func(t testing.TB, r build.Records) {
