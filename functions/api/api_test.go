@@ -188,7 +188,7 @@ func (r *rig) beginDay(t testing.TB) {
 // TestSize compiles for both architectures.
 func TestSize(t *testing.T) {
 	t.Parallel()
-	const most = 16 << 20
+	const most = 16_000_000
 	for _, arch := range []string{"amd64", "arm64"} {
 		info, err := os.Stat(lambdatest.Build(t, arch))
 		if err != nil {

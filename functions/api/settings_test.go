@@ -25,7 +25,7 @@ func TestWrongSettings(t *testing.T) {
 	t.Parallel()
 	bootstrap := binary(t)
 	good := map[string]string{
-		"AWS_REGION": "us-east-1", "SYSUP_TABLE": "table", "SYSUP_QUEUE_URL": "https://sqs.example/1/q", "SYSUP_BUCKET": "bucket",
+		"AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "SYSUP_TABLE": "table", "SYSUP_QUEUE_URL": "https://sqs.example/1/q", "SYSUP_BUCKET": "bucket",
 		"SYSUP_REQUEST_SECRET": "ssm:/sysup/main/request-secret",
 	}
 	for _, c := range []struct{ key, value, want string }{

@@ -160,7 +160,7 @@ func TestFaults(t *testing.T) {
 
 func TestWrongSettings(t *testing.T) {
 	binary := lambdatest.Build(t, runtime.GOARCH)
-	good := map[string]string{"AWS_REGION": "us-east-1", "SYSUP_BUCKET": "bucket", "SYSUP_SERVER_KEY": inSSM}
+	good := map[string]string{"AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "SYSUP_BUCKET": "bucket", "SYSUP_SERVER_KEY": inSSM}
 	for _, c := range []struct{ key, value, want string }{
 		{"SYSUP_BUCKET", "", `SYSUP_BUCKET has to be set, it is ""`},
 		{"SYSUP_BUCKET", "Not_a_bucket", `SYSUP_BUCKET has to be the name of a bucket`},
