@@ -1,8 +1,9 @@
 # make demo    one request, one signed image: the whole pipeline, in front of your eyes
 # make serve   a server for the real upstream (UPSTREAM=, LISTEN=, DATA= change what it uses)
 # make test    everything that has to pass; make test-fast is the inner loop
+# make test-aws       only the test of the deployment on AWS
 # make deploy-local   template.yaml on an emulator of AWS; make deploy is the real thing, see docs/deploy.md
-# make bench   figures, see docs/performance.md
+# make bench   figures, see docs/performance.md; make bench-aws those of the drivers for AWS
 
 SHELL := /bin/bash -o pipefail
 GO    ?= go
@@ -14,10 +15,10 @@ DATA     ?= data
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
 
-# Everything but the demo distribution and the end-to-end tests over it.
-FAST := $(shell $(GO) list ./... 2>/dev/null | grep -v -e /scripts/demo -e /cmd/sysup)
+# Everything but the demo distribution, the end-to-end tests over it and the deployment.
+FAST := $(shell $(GO) list ./... 2>/dev/null | grep -v -e /scripts/demo -e /cmd/sysup -e /infra/deploytest)
 
-.PHONY: build setup lint test test-fast demo serve deploy deploy-local bench fuzz vuln clean
+.PHONY: build setup lint test test-fast test-aws demo serve deploy deploy-local bench bench-aws fuzz vuln clean
 
 build: sysup
 
@@ -40,9 +41,19 @@ lint:
 distribution: setup
 	$(GO) run ./scripts/demo
 
-test: setup lint distribution
+test: setup lint distribution builders
 	@echo "engines: SQLite $$($(GO) list -m -f '{{.Version}}' modernc.org/sqlite) (modernc.org/sqlite), goqite $$($(GO) list -m -f '{{.Version}}' maragu.dev/goqite), a directory on $$(stat -f -c %T .), $$(scripts/engines names), $$(scripts/emulator names), in-memory fakes"
 	$(GO) test -race -shuffle=on -timeout 20m ./...
+
+# All of template.yaml on the emulator, and all that can happen to it. It is among the tests of `make test` too, which
+# makes the builder's image before.
+test-aws: setup builders
+	$(GO) test -race -count=1 -timeout 20m -v ./infra/deploytest
+
+# Says whether builders can run in containers here.
+.PHONY: builders
+builders: setup
+	@BASE=debootstrap IMAGE=sysup-builder:test-aws scripts/deploy-local builders
 
 test-fast:
 	$(GO) test -shuffle=on $(FAST)
@@ -74,6 +85,10 @@ deploy: functions
 
 bench: setup sysup
 	@scripts/bench
+
+# 200 requests, FULL=1 for 1,000; ARGS='-kill' and others are in scripts/load/builders_test.go.
+bench-aws: setup
+	@FULL=$(FULL) scripts/bench-aws $(ARGS)
 
 # Each parser of foreign bytes for FUZZTIME.
 FUZZTIME ?= 10m

@@ -21,7 +21,9 @@ type airborne struct {
 	stop   func()
 }
 
-func takeOff(t *testing.T) airborne {
+func takeOff(t *testing.T) airborne { return takeOffWith(t, func(*Config) {}) }
+
+func takeOffWith(t *testing.T, change func(*Config)) airborne {
 	t.Helper()
 	records, faults := buildtest.NewRecords(t), &buildtest.Faults{}
 	queue := buildtest.NewQueue(t, build.Lease)
@@ -34,7 +36,9 @@ func takeOff(t *testing.T) airborne {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := New("worker", Config{Records: faults.Records(records), Queue: queue, Log: slog.New(slog.DiscardHandler)})
+	config := Config{Records: faults.Records(records), Queue: queue, Log: slog.New(slog.DiscardHandler)}
+	change(&config)
+	w := New("worker", config)
 	f, err := w.claim(t.Context(), rec, build.Now())
 	if err != nil {
 		t.Fatal(err)
@@ -77,6 +81,32 @@ func TestHeartbeat(t *testing.T) {
 			t.Error("the message has become available")
 		}
 		a.stop()
+	})
+}
+
+// deafQueue never answers Extend.
+type deafQueue struct {
+	build.Queue
+	asked chan bool
+}
+
+func (q deafQueue) Extend(ctx context.Context, _ build.Message, _ time.Duration) error {
+	q.asked <- true
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// TestHeartbeatLetsGo: a queue that does not answer does not keep a job that
+// ends from giving its build back.
+func TestHeartbeatLetsGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		queue := deafQueue{asked: make(chan bool, 1)}
+		a := takeOffWith(t, func(c *Config) { queue.Queue = c.Queue; c.Queue = queue })
+		<-queue.asked
+		begin := time.Now()
+		if a.stop(); time.Since(begin) > 0 {
+			t.Errorf("the heartbeat held the job up for %v", time.Since(begin))
+		}
 	})
 }
 

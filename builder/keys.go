@@ -2,6 +2,8 @@ package builder
 
 import (
 	"context"
+	"crypto/ed25519"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -52,6 +54,31 @@ func (k *Keys) Current(ctx context.Context) (Key, error) {
 	if err != nil {
 		return Key{}, fmt.Errorf("have a worker key certified: %w", err)
 	}
-	k.current, k.renew = Key{secret, certificate}, time.Now().Add(keyLife)
+	renew, err := usable(certificate, secret.Public().Key)
+	if err != nil {
+		return Key{}, err
+	}
+	k.current, k.renew = Key{secret, certificate}, renew
 	return k.current, nil
+}
+
+// usable returns until when to use a key that was just certified. What is
+// signed by this clock outside the dates, which come from the certifier's, no
+// client would accept.
+func usable(certificate build.Certificate, key ed25519.PublicKey) (until time.Time, err error) {
+	c, err := usign.ParseCertificate(certificate.PublicKey)
+	if err != nil {
+		return until, fmt.Errorf("read the certificate of a worker key: %w", err)
+	}
+	if !c.Key.Key.Equal(key) {
+		return until, errors.New("the certifier answered with the certificate of another key")
+	}
+	now := time.Now().Round(0) // the clock on the wall, as in the dates: the other one stands while a machine sleeps
+	if until = now.Add(keyLife); until.After(c.NotAfter) {
+		until = c.NotAfter
+	}
+	if now.Before(c.NotBefore) || !now.Before(until) {
+		return until, fmt.Errorf("the clock of this machine (%s) differs from the certifier's: its certificate is good from %s to %s; set the clock", now.UTC().Format(time.RFC3339), c.NotBefore.Format(time.RFC3339), c.NotAfter.Format(time.RFC3339))
+	}
+	return until, nil
 }

@@ -216,10 +216,10 @@ func (w *Worker) keepAlive(ctx context.Context, lost context.CancelCauseFunc, f 
 }
 
 // beat returns ErrConflict when the build is somebody else's by now. Another
-// fault is endured until the lease is over. A beat that has begun is not cut off
-// by the end of the job, so that the record is known then.
-func (w *Worker) beat(ctx context.Context, f *flight, m build.Message, stage build.Stage) error {
-	ctx, done := context.WithTimeout(context.WithoutCancel(ctx), build.Heartbeat)
+// fault is endured until the lease is over. The end of the job does not cut off
+// the write to the record, so that it is known then.
+func (w *Worker) beat(job context.Context, f *flight, m build.Message, stage build.Stage) error {
+	ctx, done := context.WithTimeout(context.WithoutCancel(job), build.Heartbeat)
 	defer done()
 	err := f.replace(ctx, func(r build.Record) build.Record { return r.Beat(stage, build.Now()) })
 	if errors.Is(err, build.ErrConflict) {
@@ -232,7 +232,9 @@ func (w *Worker) beat(ctx context.Context, f *flight, m build.Message, stage bui
 		}
 		return nil
 	}
-	if err := w.Queue.Extend(ctx, m, visibility); err != nil {
+	stop := context.AfterFunc(job, done) // from here on nothing is lost with the beat
+	defer stop()
+	if err := w.Queue.Extend(ctx, m, visibility); err != nil && job.Err() == nil {
 		w.Log.Warn("a message could not be extended", "error", nameless(err, m.ID))
 	}
 	return nil

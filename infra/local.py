@@ -13,6 +13,7 @@ import http.client
 import http.server
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -27,9 +28,22 @@ import botocore.exceptions
 HOP_BY_HOP = {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailers", "transfer-encoding", "upgrade"}
 
 
-def edge(emulator, domain):
-    """A handler that passes every request to the distribution."""
+def edge(emulator, domain, bucket):
+    """A handler that passes every request to the distribution.
+
+    The emulator answers 403 for objects that are not there, although the distribution may list the bucket, by which AWS
+    tells that they are missing. Of one that is there 403 stays 403.
+    """
     at = urllib.parse.urlsplit(emulator)
+    s3 = boto3.client("s3")
+
+    def missing(path):
+        key = re.sub("/+", "/", urllib.parse.unquote(path.split("?")[0])).lstrip("/")
+        try:
+            s3.head_object(Bucket=bucket, Key=key)
+        except botocore.exceptions.ClientError as err:
+            return err.response["ResponseMetadata"]["HTTPStatusCode"] == 404
+        return False
 
     class Edge(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -44,7 +58,11 @@ def edge(emulator, domain):
                 got = upstream.getresponse()
                 content = got.read()
                 length = got.headers.get("Content-Length") if self.command == "HEAD" else len(content)
-                self.send_response_only(got.status)
+                status = got.status
+                if status == 403 and got.headers.get_content_type() == "application/xml" and missing(self.path):
+                    status, content = 404, content.replace(b"AccessDenied", b"NoSuchKey")
+                    length = len(content) if self.command != "HEAD" else length
+                self.send_response_only(status)
                 for name, value in got.headers.items():
                     if name.lower() not in HOP_BY_HOP | {"content-length"}:
                         self.send_header(name, value)
@@ -180,6 +198,7 @@ class Tasks:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
     parser.add_argument("--domain", required=True, help="of the distribution")
+    parser.add_argument("--bucket", required=True, help="behind it")
     parser.add_argument("--port", type=int, required=True, help="to answer on")
     parser.add_argument("--cluster", help="whose tasks are started; none without it")
     parser.add_argument("--folder", help="for the tasks' files")
@@ -191,7 +210,7 @@ def main():
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    serve(arguments.port, edge(emulator, arguments.domain))
+    serve(arguments.port, edge(emulator, arguments.domain, arguments.bucket))
     print("ready", flush=True)
 
     tasks = None

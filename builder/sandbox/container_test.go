@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -82,7 +83,14 @@ func testLeftovers(t *testing.T, f *fixture) {
 	chmod 1777 $d/left-by-a-job/sticky
 	ln -s /etc $d/link-left-by-a-job
 done 2> /dev/null; echo done`, "done")
+	want(t, job, "for kind in '-M 4096' '-S 1' -Q; do ipcmk $kind > /dev/null || exit; done; echo done", "done")
 	must(t, job.Close())
+	for _, kind := range []string{"shm", "sem", "msg"} {
+		list, err := os.ReadFile("/proc/sysvipc/" + kind)
+		if err != nil || regexp.MustCompile(fmt.Sprintf(`(?m) %d `, jobUser)).Match(list) {
+			t.Errorf("left behind in %s (%v):\n%s", kind, err, list)
+		}
+	}
 	for _, pattern := range []string{f.spec.Scratch, "/tmp/*left-by-a-job", "/var/tmp/*left-by-a-job", "/dev/shm/*left-by-a-job"} {
 		if left, _ := filepath.Glob(pattern); len(left) > 0 {
 			t.Errorf("left behind: %q", left)

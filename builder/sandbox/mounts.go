@@ -46,7 +46,7 @@ func (o order) overlay() error {
 	return nil
 }
 
-// mounts gives the command its view of the machine: all of the host's files read-only, the hidden folders empty, an own
+// mounts gives the command its view of the machine: all of the host's files read-only, what is hidden empty, an own
 // /tmp with the tree and the bound folders in it, and an own /proc.
 func (o order) mounts() error {
 	places, err := o.places()
@@ -67,13 +67,31 @@ func (o order) mounts() error {
 		mount("tmpfs", "/tmp", plain, tmp),
 		ifThere(mount("tmpfs", "/dev/shm", plain, tmp)),
 	)
-	for _, folder := range append(o.Spec.Hide, o.Spec.Tree, o.Spec.Scratch) {
-		err = errors.Join(err, ifThere(mount("tmpfs", folder, plain|unix.MS_RDONLY, "mode=0555,size=4k")))
+	for _, path := range append(o.Spec.Hide, o.Spec.Tree, o.Spec.Scratch) {
+		err = errors.Join(err, ifThere(hide(path)))
 	}
 	for _, p := range places {
 		err = errors.Join(err, p.show())
 	}
 	return err
+}
+
+// hide shows an empty folder, or an empty file, in the place of path.
+func hide(path string) error {
+	info, err := os.Stat(path)
+	if errors.Is(err, unix.EACCES) && os.Geteuid() != 0 {
+		return nil // the job, the same user, does not reach it either
+	}
+	if err != nil {
+		return err
+	}
+	if info.IsDir() {
+		return mount("tmpfs", path, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_RDONLY, "mode=0555,size=4k")
+	}
+	if err := unix.Mount("/dev/null", path, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("hiding the file %s: %w", path, err)
+	}
+	return nil
 }
 
 // place is a folder taken from the host before it is hidden there.

@@ -17,11 +17,11 @@ type Support struct {
 }
 
 // Probe finds the best level by trying each: as the jobs' user (as root only), with a scratch folder below dir, where
-// theirs will be. It takes some milliseconds; call it once, when the server starts, log it, and give the level to Spec.
-func Probe(ctx context.Context, dir string, uid, gid int) (Support, error) {
+// theirs will be, and what Spec.Hide will list. It takes some milliseconds; call it once, when the server starts, log it, and give the level to Spec.
+func Probe(ctx context.Context, dir string, uid, gid int, hide ...string) (Support, error) {
 	var lacking []error
 	for _, level := range levels() {
-		view, err := try(ctx, Spec{Level: level, UID: uid, GID: gid, Limits: Limits{Time: 10 * time.Second}}, dir)
+		view, err := try(ctx, Spec{Level: level, UID: uid, GID: gid, Hide: hide, Limits: Limits{Time: 10 * time.Second}}, dir)
 		if err == nil {
 			return Support{level, view, errors.Join(lacking...)}, nil
 		}

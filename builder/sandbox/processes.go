@@ -21,12 +21,15 @@ func (o order) killAll() {
 	for {
 		pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil)
 		if errors.Is(err, syscall.ECHILD) {
-			return
+			break
 		}
 		if pid <= 0 {
 			o.kill()
 			time.Sleep(time.Millisecond)
 		}
+	}
+	if o.Drop {
+		asUser(o.Spec.UID, removeIPC)
 	}
 }
 
@@ -39,21 +42,44 @@ func (o order) kill() {
 }
 
 // killUser kills all processes of the user at once, in the kernel: a process that does nothing but fork cannot outrun
-// it. It does so as that user, on a thread that then ends. The caller has locked the main thread, which would not end
-// but stay that user's, and by it the whole process.
+// it.
 func killUser(uid int) {
+	asUser(uid, func() { _ = unix.Kill(-1, unix.SIGKILL) })
+}
+
+// asUser calls f as that user, on a thread that then ends. The caller has locked the main thread, which would not end but
+// stay that user's, and by it the whole process.
+func asUser(uid int, f func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		runtime.LockOSThread() // and never unlocks: the thread ends with the goroutine
 		id := uintptr(uid)
 		_, _, failed := unix.RawSyscall(unix.SYS_SETRESUID, id, id, id)
-		if failed != 0 || hasCapabilities() {
-			return // with a capability kept, the kill would reach all of the machine
+		if failed == 0 && !hasCapabilities() { // with a capability kept, f would reach all of the machine
+			f()
 		}
-		_ = unix.Kill(-1, unix.SIGKILL)
 	}()
 	<-done
+}
+
+// removeIPC removes the System V shared memory, semaphores and message queues of this thread's user, which outlive the
+// processes that made them. The kernel refuses those of others.
+func removeIPC() {
+	for kind, remove := range map[string]func(id uintptr){
+		"shm": func(id uintptr) { _, _, _ = unix.Syscall(unix.SYS_SHMCTL, id, unix.IPC_RMID, 0) },
+		"sem": func(id uintptr) { _, _, _ = unix.Syscall(unix.SYS_SEMCTL, id, 0, unix.IPC_RMID) },
+		"msg": func(id uintptr) { _, _, _ = unix.Syscall(unix.SYS_MSGCTL, id, unix.IPC_RMID, 0) },
+	} {
+		list, _ := os.ReadFile("/proc/sysvipc/" + kind) // where it is missing there are none
+		for line := range strings.Lines(string(list)) {
+			if fields := strings.Fields(line); len(fields) > 1 {
+				if id, err := strconv.Atoi(fields[1]); err == nil { // else it is the heading
+					remove(uintptr(id))
+				}
+			}
+		}
+	}
 }
 
 func hasCapabilities() bool {

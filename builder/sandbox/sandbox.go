@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path"
 	"path/filepath"
@@ -110,8 +111,8 @@ type Spec struct {
 	// to itself by absolute paths. Default /tmp/imagebuilder. At LevelProcess use what Path gives.
 	Dir   string
 	Binds []Bind
-	// Hide lists folders of the host that the job must not see; Tree and Scratch are hidden unasked. At LevelProcess
-	// nothing can be hidden: as root, Prepare then refuses if UID may enter one of them.
+	// Hide lists folders and files of the host that the job must not see; Tree and Scratch are hidden unasked. At
+	// LevelProcess nothing can be hidden: as root, Prepare then refuses if UID may enter or read one of them.
 	Hide []string
 	// UID and GID are used as root only, and then not 0. At LevelProcess every process of UID is killed when a command
 	// ends, so no two jobs may share it, nor a job and a person; at any level the limit of processes counts by UID.
@@ -162,8 +163,8 @@ func (j *Job) check() error {
 	refuse := func(format string, args ...any) error {
 		return fmt.Errorf("%w: %s", ErrSetup, fmt.Sprintf(format, args...))
 	}
-	if j.root && (s.UID <= 0 || s.GID <= 0) {
-		return refuse("as root a build needs another user: give it a uid and a gid that are not 0")
+	if j.root && (s.UID <= 0 || s.GID <= 0 || max(s.UID, s.GID) > math.MaxInt32) { // 32 bits are all that the kernel takes
+		return refuse("as root a build needs another user: give it a uid and a gid from 1 to %d", math.MaxInt32)
 	}
 	if !slices.Contains(levels(), s.Level) {
 		return refuse("user %d can have the levels %q, not %q: take what Probe finds", os.Geteuid(), levels(), s.Level)
@@ -199,27 +200,36 @@ func (j *Job) checkPermissions() error {
 	if !mayEnter(filepath.Dir(j.spec.Scratch), j.spec.UID, j.spec.GID) {
 		return fmt.Errorf("%w: user %d must be able to reach %s: open the folders above it (mode 0711)", ErrSetup, j.spec.UID, j.spec.Scratch)
 	}
-	for _, folder := range j.spec.Hide {
-		if mayEnter(folder, j.spec.UID, j.spec.GID) {
-			return fmt.Errorf("%w: user %d must not be able to enter %s: close it (mode 0700)", ErrSetup, j.spec.UID, folder)
+	for _, path := range j.spec.Hide {
+		if mayEnter(path, j.spec.UID, j.spec.GID) {
+			return fmt.Errorf("%w: user %d must not be able to enter or read %s: close it (mode 0700, a file 0600)", ErrSetup, j.spec.UID, path)
 		}
 	}
 	return nil
 }
 
-// mayEnter tells whether the user can reach folder, all the way from the root. What is missing cannot be entered.
-func mayEnter(folder string, uid, gid int) bool {
-	info, err := os.Stat(folder)
+// mayEnter tells whether the user can enter the folder, or read or write the file, all the way from the root. What is
+// missing cannot be reached.
+func mayEnter(path string, uid, gid int) bool {
+	path, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return false
 	}
-	owner, open := info.Sys().(*syscall.Stat_t), info.Mode()&0o001 != 0
-	if int(owner.Uid) == uid {
-		open = info.Mode()&0o100 != 0
-	} else if int(owner.Gid) == gid {
-		open = info.Mode()&0o010 != 0
+	info, err := os.Stat(path)
+	if err != nil {
+		return false
 	}
-	return open && (folder == "/" || mayEnter(filepath.Dir(folder), uid, gid))
+	owner, bits := info.Sys().(*syscall.Stat_t), info.Mode().Perm()
+	if int(owner.Uid) == uid {
+		bits >>= 6
+	} else if int(owner.Gid) == gid {
+		bits >>= 3
+	}
+	open := bits&0o1 != 0
+	if !info.IsDir() {
+		open = bits&0o6 != 0
+	}
+	return open && (path == "/" || mayEnter(filepath.Dir(path), uid, gid))
 }
 
 // The folders of a job's scratch.

@@ -85,6 +85,7 @@ func contract(t *testing.T, level sandbox.Level) {
 		{"Paths", testPaths},
 		{"Binds", testBinds},
 		{"Hide", testHide},
+		{"HideFile", testHideFile},
 		{"HostReadOnly", testHostReadOnly},
 		{"Daemon", testDaemon},
 		{"TimeLimit", testTimeLimit},
@@ -193,11 +194,14 @@ func testIdentity(t *testing.T, f *fixture) {
 		want(t, job, "id -u; id -g", fmt.Sprintf("%d\n%d", f.uid, os.Getegid()))
 	}
 	want(t, job, "stat -c %u Makefile scripts .", fmt.Sprintf("%[1]d\n%[1]d\n%[1]d", f.uid))
-	f.spec.UID, f.spec.Scratch = 0, f.spec.Scratch+"2"
-	if _, err := sandbox.Prepare(t.Context(), f.spec); f.root != errors.Is(err, sandbox.ErrSetup) {
-		t.Errorf("a job as uid 0: error %v", err)
+	f.spec.Scratch += "2"
+	for _, uid := range []int{0, -1, 1 << 32, 1<<32 - 1} { // the kernel's numbers have 32 bits, and -1 is none
+		f.spec.UID = uid
+		if _, err := sandbox.Prepare(t.Context(), f.spec); f.root != errors.Is(err, sandbox.ErrSetup) {
+			t.Errorf("a job as uid %d: error %v", uid, err)
+		}
+		_ = os.RemoveAll(f.spec.Scratch)
 	}
-	_ = os.RemoveAll(f.spec.Scratch)
 }
 
 func testNoPrivileges(t *testing.T, f *fixture) {
@@ -408,6 +412,31 @@ func testHide(t *testing.T, f *fixture) {
 	fails(t, job, "cat "+key)
 	if f.spec.Level.Namespaced() {
 		want(t, job, fmt.Sprintf("ls -A %s %s %s | cat", data, f.spec.Tree, f.spec.Scratch), data+":\n\n"+f.spec.Scratch+":\n\n"+f.spec.Tree+":")
+	}
+}
+
+// testHideFile: a secret need not have a folder of its own.
+func testHideFile(t *testing.T, f *fixture) {
+	key, link := filepath.Join(f.dir, "key"), filepath.Join(f.dir, "link")
+	must(t, os.WriteFile(key, []byte("secret"), 0o600))
+	must(t, os.Chmod(key, 0o644))
+	must(t, os.Symlink(key, link)) // as Kubernetes mounts secrets
+	f.spec.Hide = []string{link, "/root/closed/to/ordinary/users"}
+	if !f.spec.Level.Namespaced() && f.root {
+		if _, err := sandbox.Prepare(t.Context(), f.spec); !errors.Is(err, sandbox.ErrSetup) {
+			t.Fatalf("a file open to all cannot be hidden: error %v", err)
+		}
+		must(t, os.Chmod(key, 0o600))
+	}
+	job := f.prepare(t)
+	if !f.root && !f.spec.Level.Namespaced() {
+		return // as above
+	}
+	for _, name := range []string{key, link} {
+		want(t, job, "cat "+name+" 2> /dev/null; echo done", "done")
+	}
+	if text, err := os.ReadFile(key); string(text) != "secret" {
+		t.Errorf("the file has %q (%v)", text, err)
 	}
 }
 

@@ -159,7 +159,7 @@ func (c *buildCmd) explained(ctx context.Context, err error) error {
 		return errors.New("interrupted. The server goes on; the same command will take up its build")
 	}
 	if failed, ok := errors.AsType[*client.Error](err); ok {
-		return c.lastWords(failed)
+		return c.lastWords(err, failed)
 	}
 	if unreachable, ok := errors.AsType[*url.Error](err); ok {
 		return fmt.Errorf("the server at %s does not answer: %w", c.Server, unreachable.Err)
@@ -167,10 +167,10 @@ func (c *buildCmd) explained(ctx context.Context, err error) error {
 	return err
 }
 
-// lastWords is the server's sentence with the end of what the ImageBuilder
+// lastWords is what ended the wait with the end of what the ImageBuilder
 // said and the place of the rest.
-func (c *buildCmd) lastWords(failed *client.Error) error {
-	text := failed.Detail
+func (c *buildCmd) lastWords(err error, failed *client.Error) error {
+	text := err.Error()
 	if failed.Stderr != "" {
 		text += "\n\nThe ImageBuilder's last words:\n" + lastLines(failed.Stderr, 10)
 	}

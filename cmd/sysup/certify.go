@@ -69,6 +69,15 @@ func readToken(file string) (string, error) {
 	return token, nil
 }
 
+// check reads the token before anything is served.
+func (c certifyFlags) check() error {
+	if c.CertifyTokenFile == "" {
+		return nil
+	}
+	_, err := readToken(c.CertifyTokenFile)
+	return err
+}
+
 // serve certifies until ctx ends. Without an address there is nothing to do.
 func (c certifyFlags) serve(ctx context.Context, certifier build.Certifier, log *slog.Logger) error {
 	if c.CertifyListen == "" {

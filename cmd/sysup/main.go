@@ -31,6 +31,7 @@ type cli struct {
 
 	Serve   serveCmd   `cmd:"" help:"Run the server with its builders on this machine."`
 	Worker  workerCmd  `cmd:"" help:"Build for servers on AWS or on engines like it."`
+	Prepare prepareCmd `cmd:"" help:"Make the table, the queues and the bucket for servers and workers on machines of your own."`
 	Build   buildCmd   `cmd:"" help:"Have an image built, download it and verify it."`
 	Verify  verifyCmd  `cmd:"" help:"Verify a downloaded folder against a server's key."`
 	Keys    keysCmd    `cmd:"" help:"Make and look at signing keys."`

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -30,6 +31,7 @@ import (
 //	                      $SYSUP_SERVER and $ADDRESS once it answers; server.log is its output
 //	ready                 waits until the server has a catalogue
 //	finish                ends it by SIGTERM and wants the exit status 0
+//	certify STATUS FILE   has a new key certified with the token in the file and wants that answer
 //	flip PATTERN          turns over a bit of the only file that matches, or back
 //	age DIR DATA DAYS     makes a result be signed so many days ago, by the server of DATA
 //
@@ -48,7 +50,7 @@ func TestScript(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exit": exitCommand, "start": startCommand, "ready": readyCommand, "finish": finishCommand,
-			"flip": flipCommand, "age": ageCommand,
+			"certify": certifyCommand, "flip": flipCommand, "age": ageCommand,
 		},
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
@@ -76,7 +78,10 @@ type running struct {
 
 func scriptServer(ts *testscript.TestScript) *running { return ts.Value("server").(*running) }
 
-var addressInLog = regexp.MustCompile(`address=(http://(\S+))`)
+var (
+	addressInLog   = regexp.MustCompile(`msg="sysup serves" address=(http://(\S+))`)
+	certifierInLog = regexp.MustCompile(`msg="sysup certifies workers" address=(http://\S+)/certify`)
+)
 
 func startCommand(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(ts.Exec("env"))
@@ -138,6 +143,21 @@ func readyCommand(ts *testscript.TestScript, neg bool, args []string) {
 func finishCommand(ts *testscript.TestScript, neg bool, args []string) {
 	if err := scriptServer(ts).end(syscall.SIGTERM); err != nil {
 		ts.Fatalf("the server ended with %v:\n%s", err, ts.ReadFile("server.log"))
+	}
+}
+
+func certifyCommand(ts *testscript.TestScript, neg bool, args []string) {
+	found := certifierInLog.FindStringSubmatch(ts.ReadFile("server.log"))
+	if found == nil {
+		ts.Fatalf("the server does not say where it certifies:\n%s", ts.ReadFile("server.log"))
+	}
+	token, err := readToken(ts.MkAbs(args[1]))
+	ts.Check(err)
+	worker, err := usign.Generate("worker")
+	ts.Check(err)
+	_, err = askCertifier(found[1], token)(context.Background(), worker.Public().Fingerprint.String(), worker.Public().Key)
+	if args[0] == "200" && err != nil || args[0] != "200" && (err == nil || !strings.Contains(err.Error(), " answered "+args[0]+" ")) {
+		ts.Fatalf("it ended with %v, want status %s", err, args[0])
 	}
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,7 +25,6 @@ import (
 	"github.com/attended-sysupgrade/sysup/shared/build"
 	"github.com/attended-sysupgrade/sysup/shared/catalog"
 	"github.com/attended-sysupgrade/sysup/shared/certify"
-	"github.com/attended-sysupgrade/sysup/shared/dir"
 	"github.com/attended-sysupgrade/sysup/shared/sqlite"
 	"github.com/attended-sysupgrade/sysup/shared/usign"
 )
@@ -46,6 +46,7 @@ type serveCmd struct {
 	CacheSize       int64          `help:"Disk space for unpacked ImageBuilders, in GiB." default:"20" env:"SYSUP_CACHE_SIZE"`
 	BuildUID        int            `help:"User number that runs the ImageBuilder of the first worker when the server is root; the others count on. Nobody else should have these." default:"64646" env:"SYSUP_BUILD_UID"`
 
+	storeFlags   `embed:""`
 	certifyFlags `embed:""`
 
 	// ready is told the address once the server answers; hook is for crash tests.
@@ -70,7 +71,7 @@ func (c *serveCmd) Validate() error {
 	case c.BuildUID < 1:
 		return fmt.Errorf("--build-uid has to be an ordinary user's number, it is %d", c.BuildUID)
 	}
-	return errors.Join(c.certifyFlags.Validate(), checkURL("--upstream", c.Upstream), checkURL("--public-url", c.PublicURL), checkURL("--repository-allow", c.RepositoryAllow...))
+	return errors.Join(c.storeFlags.Validate(), c.certifyFlags.Validate(), checkURL("--upstream", c.Upstream), checkURL("--public-url", c.PublicURL), checkURL("--repository-allow", c.RepositoryAllow...))
 }
 
 func (c *serveCmd) limits() build.Limits {
@@ -90,16 +91,14 @@ func checkURL(flag string, values ...string) error {
 // server is what a data folder and the settings make.
 type server struct {
 	serveCmd
-	log     *slog.Logger
-	lock    io.Closer
-	keys    serverKeys
-	db      *sqlite.DB
-	records build.Records
-	queue   build.Queue
-	objects build.Objects
-	catalog *catalog.Catalog
-	trees   *imagebuilder.Store
-	support sandbox.Support
+	stores
+	log       *slog.Logger
+	lock      io.Closer
+	keys      serverKeys
+	authority *certify.Authority
+	catalog   *catalog.Catalog
+	trees     *imagebuilder.Store // nil without workers
+	support   sandbox.Support
 }
 
 const sweepInterval = time.Minute
@@ -121,14 +120,13 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.catalog.Run(ctx) })
 	group.Go(func() error { return s.sweep(ctx) })
-	certifier := certify.New(s.keys.sign, s.objects).Certify
-	group.Go(func() error { return c.certifyFlags.serve(ctx, certifier, log) })
-	keys := builder.NewKeys(certifier)
+	group.Go(func() error { return c.certifyFlags.serve(ctx, s.authority.Certify, log) })
+	keys, name := builder.NewKeys(s.authority.Certify), workerName()
 	for i := range c.Workers {
-		group.Go(func() error { return s.worker(i, keys).Run(ctx) })
+		group.Go(func() error { return s.worker(fmt.Sprintf("%s-%d", name, i), i, keys).Run(ctx) })
 	}
 	group.Go(func() error { return s.listen(ctx, listener) })
-	log.Info("sysup serves", "address", "http://"+listener.Addr().String(), "upstream", c.Upstream,
+	log.Info("sysup serves", "address", "http://"+listener.Addr().String(), "upstream", c.Upstream, "store", cmp.Or(c.Table, s.Data),
 		"key", s.keys.sign.Public().Fingerprint, "workers", c.Workers, "sandbox", s.support.Level, "view", s.support.View)
 	if c.ready != nil {
 		c.ready(listener.Addr())
@@ -150,6 +148,9 @@ const (
 var closedFolders = []string{keysFolder, recordsFolder, objectsFolder, catalogFolder, imagebuilderFolder}
 
 func (c *serveCmd) open(ctx context.Context, log *slog.Logger) (*server, error) {
+	if err := c.certifyFlags.check(); err != nil {
+		return nil, err
+	}
 	s := &server{serveCmd: *c, log: log}
 	if err := s.openFolders(); err != nil {
 		return nil, err
@@ -158,42 +159,35 @@ func (c *serveCmd) open(ctx context.Context, log *slog.Logger) (*server, error) 
 	if s.lock, err = sqlite.Lock(s.Data); err != nil {
 		return nil, err
 	}
-	if err := s.openScratch(ctx); err != nil {
-		return nil, err
-	}
 	if s.keys, err = openKeys(s.folder(keysFolder)); err != nil {
-		return nil, err
-	}
-	if err := s.openCatalog(); err != nil {
 		return nil, err
 	}
 	if err := s.openStores(ctx); err != nil {
 		return nil, err
 	}
-	s.trees, err = imagebuilder.OpenStore(s.folder(imagebuilderFolder), imagebuilder.Options{
-		Client: http.DefaultClient, Budget: c.CacheSize << 30, Log: log,
-	})
-	return s, err
+	s.authority = certify.New(s.keys.sign, s.objects)
+	if err := s.authority.Publish(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.openCatalog(); err != nil {
+		return nil, err
+	}
+	return s, s.openBuilder(ctx)
 }
 
-// openScratch removes what a killed process left of its jobs and finds out how
-// far jobs can be confined here.
-func (s *server) openScratch(ctx context.Context) (err error) {
-	scratch := s.folder(scratchFolder)
-	if err := sandbox.RemoveAll(scratch); err != nil {
+// openBuilder makes ready for builds, where there are workers: who only
+// answers needs no right to confine anything.
+func (s *server) openBuilder(ctx context.Context) (err error) {
+	if s.Workers == 0 {
+		return nil
+	}
+	if s.support, err = openScratch(ctx, s.folder(scratchFolder), s.BuildUID, s.log, s.hidden()...); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(scratch, 0o711); err != nil {
-		return err
-	}
-	s.support, err = sandbox.Probe(ctx, scratch, s.BuildUID, s.BuildUID)
-	if err != nil {
-		return fmt.Errorf("builds cannot be confined here: %w", err)
-	}
-	if s.support.Lacking != nil {
-		s.log.Warn("builds are confined less than they could be", "level", s.support.Level, "reason", s.support.Lacking)
-	}
-	return nil
+	s.trees, err = imagebuilder.OpenStore(s.folder(imagebuilderFolder), imagebuilder.Options{
+		Client: http.DefaultClient, Budget: s.CacheSize << 30, Archives: s.archives, Log: s.log,
+	})
+	return err
 }
 
 func (s *server) folder(name string) string { return filepath.Join(s.Data, name) }
@@ -207,7 +201,11 @@ func (s *server) openFolders() error {
 	if err := os.MkdirAll(data, 0o711); err != nil {
 		return fmt.Errorf("make the data folder: %w", err)
 	}
-	for _, name := range closedFolders {
+	return s.makeFolders(keysFolder, imagebuilderFolder)
+}
+
+func (s *server) makeFolders(names ...string) error {
+	for _, name := range names {
 		if err := os.MkdirAll(s.folder(name), 0o700); err != nil {
 			return fmt.Errorf("make the data folder: %w", err)
 		}
@@ -217,8 +215,14 @@ func (s *server) openFolders() error {
 
 // close lets another process have the data folder.
 func (s *server) close() {
-	s.trees.Close()
-	if err := errors.Join(s.catalog.Close(), s.db.Close(), s.lock.Close()); err != nil {
+	if s.trees != nil {
+		s.trees.Close()
+	}
+	errs := []error{s.catalog.Close()}
+	for _, closer := range append(s.closers, s.lock) {
+		errs = append(errs, closer.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
 		s.log.Error("the data folder could not be closed", "error", err)
 	}
 }
@@ -228,36 +232,31 @@ func (s *server) openCatalog() error {
 	if err != nil {
 		return err
 	}
-	s.catalog, err = catalog.New(catalog.Options{
-		Upstream: strings.TrimRight(s.Upstream, "/"), Keys: upstreamKeys, Dir: s.folder(catalogFolder), Log: s.log,
-	})
+	options := s.cache
+	options.Upstream, options.Keys, options.Log = strings.TrimRight(s.Upstream, "/"), upstreamKeys, s.log
+	s.catalog, err = catalog.New(options)
 	return err
 }
 
-func (s *server) openStores(ctx context.Context) (err error) {
-	if s.objects, err = dir.Open(s.folder(objectsFolder)); err != nil {
-		return err
-	}
-	public := string(s.keys.sign.Public().Marshal())
-	if err := s.objects.Put(ctx, "keys/server.pub", strings.NewReader(public), build.PolicyIndex); err != nil {
-		return err
-	}
-	if s.db, err = sqlite.Open(filepath.Join(s.folder(recordsFolder), "sysup.db")); err != nil {
-		return err
-	}
-	s.records, s.queue = s.db.Records(), s.db.Queue("builds")
-	return errors.Join(s.db.Recount(ctx), s.db.Orphan(ctx))
-}
+// fault is told of what clients do not notice, or are only put off by.
+func (s *server) fault(err error) { s.log.Error("a request met a fault", "error", err) }
 
-func (s *server) worker(i int, keys *builder.Keys) *builder.Worker {
-	var hide []string
+// hidden is what no job may see.
+func (s *server) hidden() (hide []string) {
 	for _, name := range closedFolders {
 		hide = append(hide, s.folder(name))
 	}
-	confinement := imagebuilder.Confinement{
-		Level: s.support.Level, Copy: s.support.View != "overlay", UID: s.BuildUID + i, GID: s.BuildUID + i, Hide: hide,
+	if s.CertifyTokenFile != "" || s.storeFlags.shared() {
+		hide = append(hide, secretFiles(s.CertifyTokenFile)...)
 	}
-	return builder.New(fmt.Sprintf("worker-%d", i), builder.Config{
+	return hide
+}
+
+func (s *server) worker(name string, i int, keys *builder.Keys) *builder.Worker {
+	confinement := imagebuilder.Confinement{
+		Level: s.support.Level, Copy: s.support.View != "overlay", UID: s.BuildUID + i, GID: s.BuildUID + i, Hide: s.hidden(),
+	}
+	return builder.New(name, builder.Config{
 		Records: s.records, Queue: s.queue, Objects: s.objects, Catalog: s.catalog, Trees: s.trees,
 		Keys: keys, ServerKeys: []usign.PublicKey{s.keys.sign.Public()},
 		Scratch: s.folder(scratchFolder), TimeLimit: s.TimeLimit,
@@ -266,11 +265,7 @@ func (s *server) worker(i int, keys *builder.Keys) *builder.Worker {
 }
 
 func (s *server) handler() http.Handler {
-	service := &build.Service{
-		Records: s.records, Queue: s.queue, Secret: s.keys.secret, Hook: s.hook,
-		Limits: s.limits(),
-		Fault:  func(err error) { s.log.Error("a request went on without the board", "error", err) },
-	}
+	service := &build.Service{Records: s.records, Queue: s.queue, Secret: s.keys.secret, Hook: s.hook, Limits: s.limits(), Fault: s.fault}
 	return api.New(api.Config{
 		Service: service, Objects: s.objects, Catalog: s.catalog, PublicURL: strings.TrimRight(s.PublicURL, "/"),
 		AllowDefaults: s.AllowDefaults, RepositoryAllow: s.RepositoryAllow, Client: api.Behind(s.TrustedProxy), Version: version, Log: s.log,
@@ -303,7 +298,9 @@ func (s *server) listen(ctx context.Context, listener net.Listener) error {
 
 // sweep runs the sweeper at once and then each minute.
 func (s *server) sweep(ctx context.Context) error {
-	sweeper := &build.Sweeper{Records: s.records, Queue: s.queue, Objects: s.objects, Lifetimes: build.DefaultLifetimes, Count: s.db.Records().Pending}
+	sweeper := &build.Sweeper{
+		Records: s.records, Queue: s.queue, Objects: s.objects, DeadLetters: s.deadLetters, Lifetimes: build.DefaultLifetimes, Count: s.pending,
+	}
 	tick := time.NewTicker(sweepInterval)
 	defer tick.Stop()
 	for {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net/http"
 	"os"
 	"path"
@@ -58,7 +59,7 @@ func (c *workerCmd) Validate() error {
 		{c.Idle >= 0, "--idle has to be 0 or more", c.Idle},
 		{c.TimeLimit >= time.Second, "--time-limit has to be a second or more", c.TimeLimit},
 		{c.CacheSize >= 1, "--cache-size has to be 1 GiB or more", c.CacheSize},
-		{c.BuildUID >= 1, "--build-uid has to be an ordinary user's number", c.BuildUID},
+		{c.BuildUID >= 1 && c.BuildUID <= maxUID, fmt.Sprintf("--build-uid has to be an ordinary user's number, at most %d", maxUID), c.BuildUID},
 		{isHTTP(c.Certifier) == (c.CertifierTokenFile != ""), "--certifier-token-file has to be set for a certifier with an http or https address, and only then", c.CertifierTokenFile},
 	} {
 		if !rule.good {
@@ -67,6 +68,9 @@ func (c *workerCmd) Validate() error {
 	}
 	return errors.Join(append(errs, checkURL("--upstream", c.Upstream))...)
 }
+
+// maxUID leaves room for the users of further workers.
+const maxUID = math.MaxInt32 - 256
 
 func isHTTP(address string) bool {
 	return strings.HasPrefix(address, "http://") || strings.HasPrefix(address, "https://")
@@ -203,7 +207,7 @@ func (s *site) openFolders(ctx context.Context) (err error) {
 	if err := os.MkdirAll(s.folder(imagebuilderFolder), 0o700); err != nil {
 		return fmt.Errorf("make the data folder: %w", err)
 	}
-	if s.support, err = openScratch(ctx, s.folder(scratchFolder), s.BuildUID, s.log); err != nil {
+	if s.support, err = openScratch(ctx, s.folder(scratchFolder), s.BuildUID, s.log, s.hidden()...); err != nil {
 		return err
 	}
 	s.trees, err = imagebuilder.OpenStore(s.folder(imagebuilderFolder), imagebuilder.Options{
@@ -212,18 +216,44 @@ func (s *site) openFolders(ctx context.Context) (err error) {
 	return err
 }
 
+// hidden is what no job may see.
+func (s *site) hidden() []string {
+	return append(s.secrets(), s.folder(imagebuilderFolder))
+}
+
+// secrets are the files by which the worker shows others who it is. A job that
+// read them could have a key of its own certified.
+func (c *workerCmd) secrets() []string { return secretFiles(c.CertifierTokenFile) }
+
+// secretFiles are the token's and those in which the AWS SDK finds credentials.
+func secretFiles(token string) (files []string) {
+	candidates := []string{token}
+	for _, variable := range []string{"AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"} {
+		candidates = append(candidates, os.Getenv(variable))
+	}
+	if home, err := os.UserHomeDir(); err == nil {
+		candidates = append(candidates, filepath.Join(home, ".aws"))
+	}
+	for _, file := range candidates {
+		if full, err := filepath.Abs(file); file != "" && file != os.DevNull && err == nil { // by the latter people say none
+			files = append(files, full)
+		}
+	}
+	return files
+}
+
 func (s *site) folder(name string) string { return filepath.Join(s.Data, name) }
 
 // openScratch removes what a killed process left of its jobs and finds out how
-// far jobs can be confined here.
-func openScratch(ctx context.Context, scratch string, uid int, log *slog.Logger) (sandbox.Support, error) {
+// far jobs can be confined here, who are not to see what is hidden.
+func openScratch(ctx context.Context, scratch string, uid int, log *slog.Logger, hidden ...string) (sandbox.Support, error) {
 	if err := sandbox.RemoveAll(scratch); err != nil {
 		return sandbox.Support{}, err
 	}
 	if err := os.MkdirAll(scratch, 0o711); err != nil {
 		return sandbox.Support{}, err
 	}
-	support, err := sandbox.Probe(ctx, scratch, uid, uid)
+	support, err := sandbox.Probe(ctx, scratch, uid, uid, hidden...)
 	if err != nil {
 		return support, fmt.Errorf("builds cannot be confined here: %w", err)
 	}
@@ -254,7 +284,7 @@ func (s *site) worker(name string, i int) *builder.Worker {
 		Scratch: s.folder(scratchFolder), TimeLimit: s.TimeLimit, Upstream: strings.TrimRight(s.Upstream, "/"),
 		Sandbox: imagebuilder.Confinement{
 			Level: s.support.Level, Copy: s.support.View != "overlay", UID: s.BuildUID + i, GID: s.BuildUID + i,
-			Hide: []string{s.folder(imagebuilderFolder)},
+			Hide: s.hidden(),
 		},
 		Lifetimes: build.DefaultLifetimes, Presence: s.presence, Ended: s.ended(), Log: s.log,
 	})

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
+	"github.com/attended-sysupgrade/sysup/builder/sandbox"
 	"github.com/attended-sysupgrade/sysup/scripts/instant"
 	"github.com/attended-sysupgrade/sysup/shared/api"
 	"github.com/attended-sysupgrade/sysup/shared/aws"
@@ -130,7 +132,7 @@ func (r *region) serveAPI(upstream string) {
 	r.client = &client.Client{URL: web.URL, Poll: 100 * time.Millisecond}
 }
 
-// workerProcess is a `sysup worker`.
+// workerProcess is a `sysup worker`, or another process of the program.
 type workerProcess struct {
 	t     *testing.T
 	cmd   *exec.Cmd
@@ -163,36 +165,45 @@ var workerUID atomic.Int64
 // start runs a worker, with more variables.
 func (r *region) start(env ...string) *workerProcess {
 	r.Helper()
-	w := &workerProcess{t: r.T, log: &lockedBuffer{}, ended: make(chan struct{})}
+	var cmd *exec.Cmd
+	name := ""
 	if *container == "" {
 		file, err := program()
 		if err != nil {
 			r.Fatal(err)
 		}
-		w.cmd = exec.Command(file, "worker")
-		w.cmd.Env = append(r.env, "SYSUP_DATA="+filepath.Join(r.TempDir(), "data"), fmt.Sprint("SYSUP_BUILD_UID=", 67000+workerUID.Add(1)))
+		cmd = exec.Command(file, "worker")
+		cmd.Env = append(r.env, "SYSUP_DATA="+filepath.Join(r.TempDir(), "data"), fmt.Sprint("SYSUP_BUILD_UID=", 67000+workerUID.Add(1)))
 	} else {
-		w.cmd = exec.Command("../../scripts/builder-run", *container)
-		w.name = "sysup-test-" + strings.ToLower(rand.Text())
-		w.cmd.Env = append(r.env, "NAME="+w.name, "HOME="+os.Getenv("HOME"))
+		cmd = exec.Command("../../scripts/builder-run", *container)
+		name = "sysup-test-" + strings.ToLower(rand.Text())
+		cmd.Env = append(r.env, "NAME="+name, "HOME="+os.Getenv("HOME"))
 	}
-	w.cmd.Env = append(w.cmd.Env, env...)
-	w.cmd.Stdout, w.cmd.Stderr = w.log, w.log
+	cmd.Env = append(cmd.Env, env...)
+	return launch(r.T, cmd, name)
+}
+
+// launch starts the process and has it ended with the test. name is that of
+// its container, if it has one.
+func launch(t *testing.T, cmd *exec.Cmd, name string) *workerProcess {
+	t.Helper()
+	w := &workerProcess{t: t, cmd: cmd, name: name, log: &lockedBuffer{}, ended: make(chan struct{})}
+	cmd.Stdout, cmd.Stderr = w.log, w.log
 	w.begun = time.Now()
-	if err := w.cmd.Start(); err != nil {
-		r.Fatal(err)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
 	}
-	go func() { w.err = w.cmd.Wait(); close(w.ended) }()
-	r.Cleanup(func() {
+	go func() { w.err = cmd.Wait(); close(w.ended) }()
+	t.Cleanup(func() {
 		if !w.hasEnded(0) {
-			_ = w.cmd.Process.Signal(syscall.SIGTERM)
+			_ = cmd.Process.Signal(syscall.SIGTERM)
 			if !w.hasEnded(20 * time.Second) {
 				_ = w.kill()
 				<-w.ended
 			}
 		}
-		if r.Failed() {
-			r.Logf("a worker's log:\n%s", w.log)
+		if t.Failed() {
+			t.Logf("the log of %q:\n%s", cmd.Args[1:], w.log)
 		}
 	})
 	return w
@@ -204,6 +215,16 @@ func (w *workerProcess) hasEnded(within time.Duration) bool {
 		return true
 	case <-time.After(within):
 		return false
+	}
+}
+
+// reaches waits for what the worker is to come upon, or fails if it ends before.
+func (w *workerProcess) reaches(event <-chan bool) {
+	w.t.Helper()
+	select {
+	case <-event:
+	case <-w.ended:
+		w.t.Fatalf("the worker has ended: %v", w.err)
 	}
 }
 
@@ -381,7 +402,7 @@ func TestWorkerStopsInUpload(t *testing.T) {
 	proxy, stalled := r.proxy(func(req *http.Request) bool { return req.URL.Query().Get("partNumber") == "2" })
 	id := r.submit("nano")
 	w := r.start("AWS_ENDPOINT_URL_S3=" + proxy)
-	<-stalled
+	w.reaches(stalled)
 	w.stop()
 	rec := r.until(id, "given back", func(rec build.Record) bool { return rec.State == build.Queued })
 	if rec.Attempts != 0 {
@@ -407,7 +428,7 @@ func TestWorkerStopsWithoutStore(t *testing.T) {
 	proxy, stalled := r.proxy(func(req *http.Request) bool { return strings.Contains(req.URL.RequestURI(), "/store/") })
 	id := r.submit("nano")
 	w := r.start("AWS_ENDPOINT_URL_S3=" + proxy)
-	<-stalled
+	w.reaches(stalled)
 	w.stop()
 	r.until(id, "given back", func(rec build.Record) bool { return rec.State == build.Queued && rec.Attempts == 0 })
 	r.visible(id)
@@ -464,7 +485,7 @@ func TestWorkerKilled(t *testing.T) {
 
 // kill ends the worker as a power cut does.
 func (w *workerProcess) kill() error {
-	if *container == "" {
+	if w.name == "" {
 		return w.cmd.Process.Kill()
 	}
 	return exec.Command("podman", "kill", w.name).Run()
@@ -494,7 +515,7 @@ func TestSecondSignal(t *testing.T) {
 	proxy, stalled := r.proxy(func(req *http.Request) bool { return strings.Contains(req.URL.RequestURI(), "/store/") })
 	r.submit("nano")
 	w := r.start("AWS_ENDPOINT_URL_S3=" + proxy)
-	<-stalled
+	w.reaches(stalled)
 	if err := w.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -520,6 +541,39 @@ func TestWorkerNames(t *testing.T) {
 	}
 }
 
+// TestWorkerKeepsSecrets: no build reads what the worker has itself certified
+// with. Where that cannot be, as in a container, the worker does not begin.
+func TestWorkerKeepsSecrets(t *testing.T) {
+	dir := t.TempDir()
+	for folder := dir; folder != os.TempDir(); folder = filepath.Dir(folder) {
+		if err := os.Chmod(folder, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	token, credentials := filepath.Join(dir, "token"), filepath.Join(dir, "credentials")
+	for _, file := range []string{token, credentials} {
+		if err := os.WriteFile(file, []byte("secret"), 0o444); err != nil { // as Docker mounts secrets
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", credentials)
+	t.Setenv("AWS_CONFIG_FILE", os.DevNull)
+	c := &workerCmd{CertifierTokenFile: token, BuildUID: 64646}
+	secrets := c.secrets()
+	if slices.Contains(secrets, os.DevNull) {
+		t.Errorf("%s is among %q", os.DevNull, secrets)
+	}
+	for _, file := range []string{token, credentials} {
+		if !slices.Contains(secrets, file) {
+			t.Errorf("%s is not among %q", file, secrets)
+		}
+		spec := sandbox.Spec{Level: sandbox.LevelProcess, UID: c.BuildUID, GID: c.BuildUID, Tree: dir, Scratch: filepath.Join(dir, "scratch"), Hide: []string{file}}
+		if _, err := sandbox.Prepare(t.Context(), spec); err == nil || !strings.Contains(err.Error(), file) {
+			t.Errorf("a build could read %s: %v", file, err)
+		}
+	}
+}
+
 // TestWorkerSettings: a wrong setting stops the start with the key, the rule
 // and the value.
 func TestWorkerSettings(t *testing.T) {
@@ -532,6 +586,7 @@ func TestWorkerSettings(t *testing.T) {
 		{append(good, "--workers", "0"), []string{"--workers", "between 1 and 256", `"0"`}},
 		{append(good, "--idle=-1s"), []string{"--idle", "0 or more", `"-1s"`}},
 		{append(good, "--time-limit", "1ms"), []string{"--time-limit", "a second or more", `"1ms"`}},
+		{append(good, "--build-uid", "4294967296"), []string{"--build-uid", "ordinary user", `"4294967296"`}},
 		{append(good, "--bucket", "UPPER"), []string{"SYSUP_BUCKET", "lower-case", `"UPPER"`}},
 		{append(good, "--certifier", "ftp://x"), []string{"SYSUP_CERTIFIER", "lambda:FUNCTION", `"ftp://x"`}},
 		{append(good, "--certifier", "http://127.0.0.1:1"), []string{"--certifier-token-file", `""`}},

@@ -1,21 +1,14 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
-	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -34,8 +27,8 @@ var (
 	requests = flag.Int("requests", 200, "distinct requests for all builders")
 	alone    = flag.Int("alone", 60, "distinct requests for one builder")
 	crew     = flag.Int("builders", 4, "builder processes")
-	waits    = flag.Duration("wait", 2*time.Second, "what the ImageBuilder waits")
-	polls    = flag.Duration("poll", 10*time.Second, "pause between two polls of a client")
+	wait     = flag.Duration("wait", 2*time.Second, "what the ImageBuilder waits")
+	poll     = flag.Duration("poll", 10*time.Second, "pause between two polls of a client")
 	killing  = flag.Bool("kill", false, "kill one of the builders half way")
 )
 
@@ -43,16 +36,20 @@ const (
 	functions   = 4  // API functions at once
 	posting     = 16 // clients that send at once
 	housekeeper = 5 * time.Minute
+	// longPoll is how long a queue may go on with the poll of a builder that has
+	// left. It would hide a message for a minute.
+	longPoll = 21 * time.Second
 )
 
 // BenchmarkBuilders has one builder make some images, then several of them many
 // more. Each request differs; each has to be built once.
 func BenchmarkBuilders(b *testing.B) {
-	r := newRegion(b, *waits, functions)
-	go r.keepHouseOften()
+	r := newRegion(b, *wait, functions)
+	r.keepHouseOften()
 	fmt.Println()
-	one := r.measure(plan{first: 0, requests: *alone, builders: 1})
-	all := r.measure(plan{first: *alone, requests: *requests, builders: *crew, kill: *killing})
+	one := r.measure(plan{requests: *alone, builders: 1, poll: *poll, wait: *wait})
+	time.Sleep(longPoll)
+	all := r.measure(plan{first: *alone, requests: *requests, builders: *crew, kill: *killing, poll: *poll, wait: *wait})
 	r.check(append(one.records, all.records...), all.killed)
 	ratio := all.rate() / one.rate()
 	line("builders against one", "%.2f times as fast", ratio)
@@ -66,8 +63,7 @@ func BenchmarkBuilders(b *testing.B) {
 // TestBuilders keeps the benchmark working.
 func TestBuilders(t *testing.T) {
 	r := newRegion(t, 100*time.Millisecond, 2)
-	*polls = time.Second
-	m := r.measure(plan{requests: 12, builders: 2})
+	m := r.measure(plan{requests: 12, builders: 2, poll: time.Second, wait: 100 * time.Millisecond})
 	r.check(m.records, 0)
 }
 
@@ -75,13 +71,20 @@ func line(what, format string, args ...any) {
 	fmt.Printf("%-34s %s\n", what, fmt.Sprintf(format, args...))
 }
 
-// keepHouseOften ends with the process.
+// keepHouseOften keeps house until the benchmark ends.
 func (r *region) keepHouseOften() {
-	for range time.Tick(housekeeper) {
-		if r.Context().Err() == nil {
-			r.keepHouse()
+	var kept sync.WaitGroup
+	r.Cleanup(kept.Wait)
+	kept.Go(func() {
+		for {
+			select {
+			case <-r.Context().Done():
+				return
+			case <-time.After(housekeeper):
+				r.keepHouse()
+			}
 		}
-	}
+	})
 }
 
 // optional are packages of the instant upstream. Each request has a choice of
@@ -101,7 +104,8 @@ func request(n int) client.Request {
 // plan is what measure does: send the requests, then start the builders.
 type plan struct {
 	first, requests, builders int
-	kill                      bool
+	kill                      bool // one builder, half way
+	poll, wait                time.Duration
 }
 
 // measured is what came of it.
@@ -137,17 +141,23 @@ func (r *region) measure(p plan) measured {
 		m.killed = 1
 		half = func() { builders[0].kill(r) }
 	}
-	r.follow(remote, ids, half)
+	r.follow(remote, ids, p.poll, half)
 	took := time.Since(began)
 	busy = busyTime() - busy
 	m.records = r.read(ids)
 	line(fmt.Sprintf("%d requests, %d builders", p.requests, p.builders), "%.1f builds a minute, %.2f s each, processors busy to %.0f %%",
 		m.rate(), m.span().Seconds()*float64(p.builders)/float64(p.requests), 100*busy.Seconds()/took.Seconds()/processors())
-	m.print(*waits)
+	var between []time.Duration
 	for _, b := range builders {
-		b.print(m.records)
+		own := b.built(m.records)
+		b.print(own)
 		b.stop(r)
+		for i := range max(1, len(own)) - 1 {
+			between = append(between, own[i+1].StartedAt.Sub(own[i].EndedAt))
+		}
 	}
+	m.print(p.wait)
+	printTimes("  end to the next claim", between)
 	return m
 }
 
@@ -189,13 +199,13 @@ func patiently(ctx context.Context, ask func() (client.Status, error)) (client.S
 
 // follow polls each build as a client of its own until all are done. It calls
 // half once, when half of them are.
-func (r *region) follow(remote *client.Client, ids []build.ID, half func()) {
+func (r *region) follow(remote *client.Client, ids []build.ID, poll time.Duration, half func()) {
 	r.Helper()
 	var done atomic.Int64
 	group, ctx := errgroup.WithContext(r.Context())
 	for i, id := range ids {
 		group.Go(func() error {
-			pause := *polls / time.Duration(len(ids)) * time.Duration(i) // so that they do not all come at once
+			pause := poll / time.Duration(len(ids)) * time.Duration(i) // so that they do not all come at once
 			for {
 				select {
 				case <-ctx.Done():
@@ -212,7 +222,7 @@ func (r *region) follow(remote *client.Client, ids []build.ID, half func()) {
 					}
 					return nil
 				}
-				pause = *polls
+				pause = poll
 			}
 		})
 	}
@@ -259,7 +269,7 @@ func (r *region) check(records []build.Record, killed int) {
 	for _, rec := range records {
 		claims += rec.Attempts
 	}
-	line("builds", "%d requests, %d claims, %d objects, no dead letters, none pending; a result verifies", len(records), claims, len(keys))
+	line("builds", "%d requests, %d claims, %d objects, messages left %s", len(records), claims, len(keys), r.waiting(r.settings.QueueURL))
 }
 
 // waiting is how many messages a queue says to have.
@@ -293,188 +303,12 @@ func (r *region) verify(n int) {
 
 // print tells where the time of a build goes, beside the wait.
 func (m measured) print(wait time.Duration) {
-	var whole, made, rest, between []time.Duration
-	byWorker := map[string][]build.Record{}
+	var whole, made, rest []time.Duration
 	for _, rec := range m.records {
 		took, inMake := rec.EndedAt.Sub(rec.StartedAt), time.Duration(rec.Result.Timings["make"])*time.Millisecond
 		whole, made, rest = append(whole, took-wait), append(made, inMake-wait), append(rest, took-inMake)
-		byWorker[rec.Worker] = append(byWorker[rec.Worker], rec)
-	}
-	for _, list := range byWorker {
-		slices.SortFunc(list, func(a, b build.Record) int { return a.StartedAt.Compare(b.StartedAt) })
-		for i := range list[1:] {
-			between = append(between, list[i+1].StartedAt.Sub(list[i].EndedAt))
-		}
 	}
 	printTimes("  claim to end, without the wait", whole)
 	printTimes("    of it in make", made)
 	printTimes("    of it in the builder", rest)
-	printTimes("  end to the next claim", between)
-}
-
-// builderProcess is a `sysup worker`.
-type builderProcess struct {
-	cmd   *exec.Cmd
-	begun time.Time
-	log   *safeBuffer
-	ended chan struct{}
-	was   bool // killed
-}
-
-type safeBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *safeBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *safeBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
-}
-
-// firstUID is that of the first builder's ImageBuilder. No two share one.
-const firstUID = 68001
-
-func (r *region) startBuilder() *builderProcess {
-	r.Helper()
-	b := &builderProcess{cmd: exec.Command(filepath.Join(r.folder, "sysup"), "worker"), log: &safeBuffer{}, ended: make(chan struct{})}
-	b.cmd.Env = append([]string{
-		"SYSUP_DATA=" + filepath.Join(r.folder, fmt.Sprint("builder-", r.builders)), fmt.Sprint("SYSUP_BUILD_UID=", firstUID+r.builders),
-		"SYSUP_CERTIFIER=lambda:certifier",
-	}, r.environ...)
-	b.cmd.Stdout, b.cmd.Stderr = b.log, b.log
-	r.builders++
-	b.begun = time.Now()
-	if err := b.cmd.Start(); err != nil {
-		r.Fatal(err)
-	}
-	go func() {
-		_ = b.cmd.Wait() // stop looks at how it ended
-		close(b.ended)
-	}()
-	r.Cleanup(func() {
-		b.stop(r)
-		if r.Failed() {
-			r.Logf("a builder's log:\n%s", b.log)
-		}
-	})
-	return b
-}
-
-func (b *builderProcess) kill(r *region) {
-	b.was = true
-	if err := b.cmd.Process.Kill(); err != nil {
-		r.Errorf("kill a builder: %v", err)
-	}
-	line("  one builder is killed", "process %d", b.cmd.Process.Pid)
-}
-
-// stop asks the process to end, and ends it if it does not.
-func (b *builderProcess) stop(r *region) {
-	_ = b.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
-	select {
-	case <-b.ended:
-	case <-time.After(20 * time.Second):
-		_ = b.cmd.Process.Kill()
-		<-b.ended
-	}
-	if !b.was && !b.cmd.ProcessState.Success() {
-		r.Errorf("a builder ended with %v", b.cmd.ProcessState)
-		b.was = true
-	}
-}
-
-var namePattern = regexp.MustCompile(`msg="sysup works" name=(\S+)`)
-
-// print tells of a process what it took until its first claim, and what it
-// used.
-func (b *builderProcess) print(records []build.Record) {
-	name := "none"
-	if match := namePattern.FindStringSubmatch(b.log.String()); match != nil {
-		name = match[1]
-	}
-	builds, first := 0, time.Time{}
-	for _, rec := range records {
-		if strings.HasPrefix(rec.Worker, name+"-") {
-			builds++
-			if first.IsZero() || rec.StartedAt.Before(first) {
-				first = rec.StartedAt
-			}
-		}
-	}
-	if b.was || builds == 0 {
-		line("  a builder", "%d builds", builds)
-		return
-	}
-	own, children := processorTimes(b.cmd.Process.Pid)
-	each := time.Duration(builds)
-	line("  a builder", "%d builds, %.2f s from its start to its first claim, VmHWM %.1f MB, processor %d ms a build + %d ms in make",
-		builds, first.Sub(b.begun).Seconds(), peak(b.cmd.Process.Pid), (own / each).Milliseconds(), (children / each).Milliseconds())
-}
-
-// peak is the most memory that a process had, in MB.
-func peak(pid int) float64 {
-	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	_, after, _ := strings.Cut(string(text), "VmHWM:")
-	fields := strings.Fields(after)
-	if len(fields) == 0 {
-		return 0
-	}
-	kilobytes, _ := strconv.ParseFloat(fields[0], 64)
-	return kilobytes * 1024 / 1e6
-}
-
-// processorTimes are what a process has spent, and those that it waited for.
-func processorTimes(pid int) (own, children time.Duration) {
-	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	_, after, _ := strings.Cut(string(text), ") ")
-	fields := strings.Fields(after)
-	if len(fields) < 15 {
-		return 0, 0
-	}
-	return ticks(fields[11:13]), ticks(fields[13:15])
-}
-
-// ticks adds times of the kernel, which are in hundredths of a second.
-func ticks(fields []string) (sum time.Duration) {
-	for _, field := range fields {
-		n, _ := strconv.ParseInt(field, 10, 64)
-		sum += time.Duration(n) * (time.Second / 100)
-	}
-	return sum
-}
-
-// processorLine is that of all processors: user, nice, system, idle, waiting for
-// disks, and more.
-func processorLine() (fields []string, processors int) {
-	text, _ := os.ReadFile("/proc/stat")
-	for part := range strings.Lines(string(text)) {
-		if strings.HasPrefix(part, "cpu ") {
-			fields = strings.Fields(part)[1:]
-		} else if strings.HasPrefix(part, "cpu") {
-			processors++
-		}
-	}
-	return fields, processors
-}
-
-// busyTime is what all processors have worked since the machine's start, for
-// whomever.
-func busyTime() time.Duration {
-	fields, _ := processorLine()
-	if len(fields) < 8 {
-		return 0
-	}
-	return ticks(fields[:3]) + ticks(fields[5:8])
-}
-
-func processors() float64 {
-	_, n := processorLine()
-	return float64(max(1, n))
 }

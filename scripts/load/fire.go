@@ -69,18 +69,35 @@ func (c *fireCmd) Run() error {
 
 // processorTime is what a process has spent so far, 0 if there is none.
 func processorTime(process string) time.Duration {
+	own, _ := processorTimes(process)
+	return own
+}
+
+// processorTimes are what a process has spent so far, and what those had that
+// it waited for.
+func processorTimes(process string) (own, children time.Duration) {
 	text, err := os.ReadFile("/proc/" + process + "/stat")
 	if err != nil {
-		return 0
+		return 0, 0
 	}
 	_, after, _ := strings.Cut(string(text), ") ")
 	fields := strings.Fields(after)
-	user, userErr := strconv.Atoi(fields[11])
-	system, systemErr := strconv.Atoi(fields[12])
-	if userErr != nil || systemErr != nil {
-		return 0
+	if len(fields) < 15 {
+		return 0, 0
 	}
-	return time.Duration(user+system) * (time.Second / 100) // USER_HZ
+	return ticks(fields[11:13]), ticks(fields[13:15])
+}
+
+// ticks adds times as the kernel prints them, in units of USER_HZ.
+func ticks(fields []string) (sum time.Duration) {
+	for _, field := range fields {
+		n, err := strconv.Atoi(field)
+		if err != nil {
+			return 0
+		}
+		sum += time.Duration(n) * (time.Second / 100)
+	}
+	return sum
 }
 
 // requests returns what makes the bytes of one request after the other, and

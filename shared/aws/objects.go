@@ -63,9 +63,7 @@ var keyPattern = regexp.MustCompile(`^[A-Za-z0-9._+~,@=/-]+$`)
 
 // Objects are the objects of the settings' bucket.
 func (c *Cloud) Objects() *Objects {
-	client := s3.NewFromConfig(c.config, func(o *s3.Options) {
-		// Other engines than AWS have no host name for each bucket.
-		o.UsePathStyle = o.BaseEndpoint != nil
+	client := s3.NewFromConfig(c.config, pathStyle, func(o *s3.Options) {
 		// The driver has checksums of its own, which stand in headers: other
 		// engines do not know all of the SDK's.
 		o.RequestChecksumCalculation = sdk.RequestChecksumCalculationWhenRequired
@@ -73,6 +71,10 @@ func (c *Cloud) Objects() *Objects {
 	})
 	return &Objects{client, c.settings.Bucket, partSize}
 }
+
+// pathStyle is for other engines than AWS, which have no host name for each
+// bucket.
+func pathStyle(o *s3.Options) { o.UsePathStyle = o.BaseEndpoint != nil }
 
 func valid(key string) bool {
 	return len(key) <= maxKey && keyPattern.MatchString(key) && fs.ValidPath(key) && key != "."
@@ -146,10 +148,12 @@ func (o *Objects) store(ctx context.Context, u *upload) (err error) {
 }
 
 // met tells whether the upload was refused because of another of the same key:
-// one that is complete, or one at the same time.
+// one that is complete, or one at the same time. An engine may say so before it
+// has read the body and hang up: then the answer is lost, as a rule.
 func met(err error) bool {
 	status := statusOf(err)
-	return status == http.StatusPreconditionFailed || status == http.StatusConflict
+	return status == http.StatusPreconditionFailed || status == http.StatusConflict ||
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 func statusOf(err error) int {

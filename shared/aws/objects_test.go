@@ -3,7 +3,9 @@ package aws
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -434,6 +436,26 @@ func TestConflict(t *testing.T) {
 	}, Settings{Bucket: "bucket"}).Objects()
 	if err := o.Put(t.Context(), "k", strings.NewReader("x"), build.PolicyText); err != nil || puts != 3 {
 		t.Errorf("Put returns %v after %d calls", err, puts)
+	}
+}
+
+// TestHangUp: an engine that has the key refuses a big body before it has read
+// it, and hangs up, so that the answer is lost.
+func TestHangUp(t *testing.T) {
+	for stored, want := range map[string]error{"same": nil, "else": build.ErrExists} {
+		sum := sha256.Sum256([]byte(stored))
+		o := answering(func(r *http.Request) (*http.Response, error) {
+			if r.Method != http.MethodHead {
+				return nil, &url.Error{Op: "Put", URL: r.URL.String(), Err: syscall.ECONNRESET}
+			}
+			there := reply(r, 200, "")
+			there.Header.Set("Content-Length", "4")
+			there.Header.Set("X-Amz-Meta-"+sumName, hex.EncodeToString(sum[:]))
+			return there, nil
+		}, Settings{Bucket: "bucket"}).Objects()
+		if err := o.Put(t.Context(), "k", strings.NewReader("same"), build.PolicyImage); !errors.Is(err, want) {
+			t.Errorf("Put over %q returns %v, not %v", stored, err, want)
+		}
 	}
 }
 

@@ -43,6 +43,7 @@ func TestSettings(t *testing.T) {
 		{"SYSUP_QUEUE_URL", func(s *Settings) { s.QueueURL = "https://sqs.example/" }, nil},
 		{"SYSUP_DEAD_LETTERS_URL", func(s *Settings) { s.DeadLettersURL = "ftp://x/y" }, nil},
 		{"SYSUP_DEAD_LETTERS_URL", func(s *Settings) { s.DeadLettersURL = "https://x/" + strings.Repeat("y", 600) }, nil},
+		{"SYSUP_DEAD_LETTERS_URL", func(s *Settings) { s.DeadLettersURL = s.QueueURL }, []string{"another queue", `"https://sqs.eu`}},
 		{"SYSUP_REQUEST_SECRET", func(s *Settings) { s.RequestSecret = "the secret itself" }, []string{"ssm:/PATH"}},
 		{"SYSUP_REQUEST_SECRET", func(s *Settings) { s.RequestSecret = "kms:alias/x" }, nil},
 		{"SYSUP_REQUEST_SECRET", func(s *Settings) { s.RequestSecret = "ssm:/" + strings.Repeat("y", 600) }, nil},

@@ -37,6 +37,10 @@ const (
 	// longPoll is the longest that SQS has; each poll costs the same.
 	longPoll  = 20 * time.Second
 	shortPoll = time.Second
+	// enginePoll is for engines of one's own, where a poll costs nothing:
+	// ElasticMQ goes on with the poll of a worker that is gone, and the next
+	// message, which that poll gets, is hidden for the visibility time.
+	enginePoll = 2 * time.Second
 	// maxVisibility is SQS's limit.
 	maxVisibility = 12 * time.Hour
 	// grace is how long an answer may come after Receive was told to end: the
@@ -53,7 +57,11 @@ func (c *Cloud) Queue() *Queue { return c.QueueFor(c.settings.QueueURL, visibili
 // QueueFor is the queue of that address, which hides what was received for the
 // visibility, in whole seconds.
 func (c *Cloud) QueueFor(url string, visibility time.Duration) *Queue {
-	return &Queue{client: sqs.NewFromConfig(c.config), url: url, visibility: visibility, wait: longPoll, log: c.log}
+	q := &Queue{client: sqs.NewFromConfig(c.config), url: url, visibility: visibility, wait: longPoll, log: c.log}
+	if q.client.Options().BaseEndpoint != nil {
+		q.wait = enginePoll
+	}
+	return q
 }
 
 // DeadLetters is the queue of the messages that were received too often, nil
@@ -91,9 +99,9 @@ func attributes(class build.Class, group string) map[string]types.MessageAttribu
 }
 
 // Receive implements build.Queue. A message that is no ID is never returned.
-// After a deadline it may go on for a second. Where ctx is canceled instead, the
-// engine may go on with the poll by itself, and who comes next waits for its
-// message: a deadline is better.
+// After a deadline it may go on for a second, and on an engine of one's own for
+// two. On SQS, where ctx is canceled, the poll may go on by itself, and who
+// comes next waits for its message: a deadline is better.
 func (q *Queue) Receive(ctx context.Context) (build.Message, error) {
 	for {
 		m, err := q.poll(ctx)
@@ -128,7 +136,7 @@ func (q *Queue) poll(ctx context.Context) (*types.Message, error) {
 	}
 	call, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { time.AfterFunc(lastWord(ctx), cancel) })
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(q.lastWord(ctx), cancel) })
 	defer stop()
 	out, err := q.client.ReceiveMessage(call, &sqs.ReceiveMessageInput{
 		QueueUrl: &q.url, MaxNumberOfMessages: 1,
@@ -142,10 +150,14 @@ func (q *Queue) poll(ctx context.Context) (*types.Message, error) {
 }
 
 // lastWord is how long the answer to a poll may come after ctx has ended. One
-// that began with the deadline in sight ends by itself, a second later at most.
-func lastWord(ctx context.Context) time.Duration {
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+// that began with the deadline in sight ends by itself, a second later at most;
+// a short one is worth waiting for, too.
+func (q *Queue) lastWord(ctx context.Context) time.Duration {
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return time.Second + grace
+	case q.wait <= enginePoll:
+		return q.wait + grace
 	}
 	return grace
 }

@@ -168,15 +168,24 @@ func TestSeconds(t *testing.T) {
 }
 
 // TestLateMessage lets a message arrive just when the receiver is told to end:
-// it is made available to others. One that comes much later, nobody waits for.
+// it is made available to others. One that comes much later, nobody waits for;
+// on an engine of one's own, where polls are short, that is when the poll ends.
 func TestLateMessage(t *testing.T) {
 	for _, test := range []struct {
+		wait    time.Duration
 		end     error
 		late    time.Duration
 		putBack bool
+		most    time.Duration
 	}{
-		{context.Canceled, grace / 2, true}, {context.Canceled, 10 * grace, false},
-		{context.DeadlineExceeded, grace / 2, true}, {context.DeadlineExceeded, time.Second, true}, {context.DeadlineExceeded, time.Minute, false},
+		{longPoll, context.Canceled, grace / 2, true, grace},
+		{longPoll, context.Canceled, 10 * grace, false, grace},
+		{longPoll, context.DeadlineExceeded, grace / 2, true, 2 * time.Second},
+		{longPoll, context.DeadlineExceeded, time.Second, true, 2 * time.Second},
+		{longPoll, context.DeadlineExceeded, time.Minute, false, 2 * time.Second},
+		{enginePoll, context.Canceled, grace / 2, true, grace},
+		{enginePoll, context.Canceled, enginePoll, true, enginePoll + grace},
+		{enginePoll, context.Canceled, time.Minute, false, enginePoll + grace},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			var operations []string
@@ -199,11 +208,12 @@ func TestLateMessage(t *testing.T) {
 					return nil, r.Context().Err()
 				}
 			}, Settings{QueueURL: "http://127.0.0.1:9/q"}).Queue()
+			q.wait = test.wait
 			start := time.Now()
 			if m, err := q.Receive(ctx); !errors.Is(err, test.end) {
 				t.Errorf("received %q (%v)", m.ID.Short(), err)
 			}
-			if took := time.Since(start); took > grace && test.end == context.Canceled || took > 2*time.Second {
+			if took := time.Since(start); took > test.most {
 				t.Errorf("Receive takes %v", took)
 			}
 			if got := len(operations) == 2 && operations[1] == "ChangeMessageVisibility"; got != test.putBack {
@@ -213,22 +223,31 @@ func TestLateMessage(t *testing.T) {
 	}
 }
 
-// TestLongPoll asks for twenty seconds, or for what is left.
+// TestLongPoll asks for twenty seconds, or for what is left, and engines of
+// one's own, which go on with the polls of the dead, for two.
 func TestLongPoll(t *testing.T) {
 	for _, test := range []struct {
+		aws  bool
 		left time.Duration
 		want string
-	}{{time.Hour, "20"}, {7500 * time.Millisecond, "7"}, {300 * time.Millisecond, "1"}} {
+	}{
+		{true, time.Hour, "20"}, {true, 7500 * time.Millisecond, "7"}, {true, 300 * time.Millisecond, "1"},
+		{false, time.Hour, "2"}, {false, 1500 * time.Millisecond, "1"},
+	} {
 		synctest.Test(t, func(t *testing.T) {
 			var sent bytes.Buffer
-			q := answering(func(r *http.Request) (*http.Response, error) {
+			cloud := answering(func(r *http.Request) (*http.Response, error) {
 				_, err := sent.ReadFrom(r.Body)
 				return reply(r, 200, `{"Messages":[{"Body":"`+string(newID())+`","ReceiptHandle":"r","MessageId":"m"}]}`), err
-			}, Settings{QueueURL: "http://127.0.0.1:9/q"}).Queue()
+			}, Settings{QueueURL: "http://127.0.0.1:9/q"})
+			if test.aws {
+				cloud.config.BaseEndpoint = nil
+			}
+			q := cloud.Queue()
 			if _, err := q.Receive(within(t, test.left)); err != nil {
 				t.Fatal(err)
 			}
-			if !contains(sent.String(), `"WaitTimeSeconds":`+test.want, `"VisibilityTimeout":60`, `"MaxNumberOfMessages":1`) {
+			if !contains(sent.String(), `"WaitTimeSeconds":`+test.want+"}", `"VisibilityTimeout":60`, `"MaxNumberOfMessages":1`) {
 				t.Errorf("with %v left it sends %s", test.left, sent.String())
 			}
 		})

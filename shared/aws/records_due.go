@@ -65,14 +65,25 @@ type hint struct {
 }
 
 // Due implements build.Records: it asks the index, then reads the records
-// themselves. Records that it could read are returned beside an error.
+// themselves. Hints that are outdated, or of records that cannot be read, make
+// room for more. Records that it could read are returned beside an error.
 func (r *Records) Due(ctx context.Context, before time.Time, n int) ([]build.Record, error) {
-	hints, err := r.hints(ctx, before, n)
-	if err != nil {
-		return nil, fmt.Errorf("list what is due: %w", err)
+	for most := n; ; most *= 2 {
+		hints, err := r.hints(ctx, before, most)
+		if err != nil {
+			return nil, fmt.Errorf("list what is due: %w", err)
+		}
+		stored, err := r.readAll(ctx, hints)
+		list, damage := dueOf(stored, before)
+		if err != nil || len(list) >= n || len(hints) < most || most >= maxHints {
+			return list[:min(n, len(list))], errors.Join(err, damage)
+		}
 	}
-	stored, err := r.readAll(ctx, hints)
-	errs := []error{err}
+}
+
+// dueOf returns the records that are due, those due longest first.
+func dueOf(stored []item, before time.Time) ([]build.Record, error) {
+	var errs []error
 	var list []build.Record
 	for _, row := range stored {
 		rec, err := decodeRecord(row)

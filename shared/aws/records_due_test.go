@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -119,7 +120,8 @@ func TestDueOfThrottledTable(t *testing.T) {
 	}
 }
 
-// TestDueDespiteDamage: one item that cannot be read does not hide the others.
+// TestDueDespiteDamage: one item that cannot be read does not hide the others,
+// nor take the place of one.
 func TestDueDespiteDamage(t *testing.T) {
 	r, _ := wiredRecords(t)
 	ids, now := dueRecords(t, r, 3)
@@ -128,12 +130,14 @@ func TestDueDespiteDamage(t *testing.T) {
 		ExpressionAttributeValues: item{":b": &types.AttributeValueMemberB{Value: []byte("{")}},
 	})
 	must(t, err)
-	list, err := r.Due(t.Context(), now, 10)
-	if !slices.Equal(idsOf(list), []build.ID{ids[0], ids[2]}) {
-		t.Errorf("%d records are listed", len(list))
-	}
-	if err == nil || !strings.Contains(err.Error(), ids[1].Short()) || strings.Contains(err.Error(), string(ids[1])) {
-		t.Errorf("the error does not name the damaged one by its label: %v", err)
+	for _, n := range []int{2, 10} {
+		list, err := r.Due(t.Context(), now, n)
+		if !slices.Equal(idsOf(list), []build.ID{ids[0], ids[2]}) {
+			t.Errorf("of at most %d, %d records are listed", n, len(list))
+		}
+		if err == nil || !strings.Contains(err.Error(), ids[1].Short()) || strings.Contains(err.Error(), string(ids[1])) {
+			t.Errorf("the error does not name the damaged one by its label: %v", err)
+		}
 	}
 }
 
@@ -177,6 +181,24 @@ func TestDueDespiteOutdatedIndex(t *testing.T) {
 	slices.Sort(ids[2:]) // both are due now
 	if !slices.Equal(idsOf(list), ids[2:]) {
 		t.Errorf("%d records are due, or in another order", len(list))
+	}
+}
+
+// TestOutdatedIndexHidesNothing: hints that are of no use make room for others.
+func TestOutdatedIndexHidesNothing(t *testing.T) {
+	r, _ := wiredRecords(t)
+	ids, now := dueRecords(t, r, 12)
+	late := sync.OnceFunc(func() {
+		for _, id := range ids[:5] {
+			rec, err := r.Get(t.Context(), id)
+			must(t, err)
+			must(t, r.Replace(t.Context(), rec, rec.Push(now)))
+		}
+	})
+	list, err := withOption(r, beforeBatch(late)).Due(t.Context(), now, 5)
+	must(t, err)
+	if !slices.Equal(idsOf(list), ids[5:10]) {
+		t.Errorf("%d records are due, or others than the five", len(list))
 	}
 }
 

@@ -38,13 +38,18 @@ func CreateTable(ctx context.Context, client *dynamodb.Client, name string) erro
 	if err != nil {
 		return fmt.Errorf("create the table %s: %w", name, err)
 	}
+	return awaitTable(ctx, client, name)
+}
+
+// awaitTable waits for a new table and has it forget what is over.
+func awaitTable(ctx context.Context, client *dynamodb.Client, name string) error {
 	waiter := dynamodb.NewTableExistsWaiter(client, func(o *dynamodb.TableExistsWaiterOptions) {
 		o.MinDelay, o.MaxDelay = 200*time.Millisecond, 5*time.Second
 	})
 	if err := waiter.Wait(ctx, &dynamodb.DescribeTableInput{TableName: &name}, tablePatience); err != nil {
 		return fmt.Errorf("wait for the table %s: %w", name, err)
 	}
-	_, err = client.UpdateTimeToLive(ctx, &dynamodb.UpdateTimeToLiveInput{
+	_, err := client.UpdateTimeToLive(ctx, &dynamodb.UpdateTimeToLiveInput{
 		TableName:               &name,
 		TimeToLiveSpecification: &types.TimeToLiveSpecification{AttributeName: sdk.String(attrTTL), Enabled: sdk.Bool(true)},
 	})

@@ -58,6 +58,9 @@ func (s Settings) Validate() error {
 	// The certifier needs no more than the bucket.
 	core, tasks := s.Table != "" || s.QueueURL != "", s.Cluster != "" || s.TaskDefinition != ""
 	errs := []error{checkQueueURL("SYSUP_QUEUE_URL", s.QueueURL, core), checkQueueURL("SYSUP_DEAD_LETTERS_URL", s.DeadLettersURL, false)}
+	if s.DeadLettersURL != "" && s.DeadLettersURL == s.QueueURL { // every build would be sent again, for ever
+		errs = append(errs, fmt.Errorf("SYSUP_DEAD_LETTERS_URL has to be another queue than SYSUP_QUEUE_URL, it is %.200q too", s.DeadLettersURL))
+	}
 	for _, field := range []setting{
 		{"SYSUP_TABLE", s.Table, "the name of a table: 3 to 255 letters, digits, '_', '.' and '-'", tablePattern, core},
 		{"SYSUP_BUCKET", s.Bucket, "the name of a bucket: 3 to 63 lower-case letters, digits, '.' and '-'", bucketPattern, core},

@@ -150,7 +150,8 @@ func (a *admission) leave(ctx context.Context) {
 		}
 	}
 	if a.charged && !a.private {
-		_, err := s.Records.Board(ctx, clientBoard(a.client, hourOf(a.now)), Change{Add: Board{BoardNew: -1}})
+		// If the hour is over by now, this begins the item anew.
+		_, err := s.Records.Board(ctx, clientBoard(a.client, hourOf(a.now)), Change{Add: Board{BoardNew: -1}, ExpiresAt: endOf(hourOf(a.now))})
 		if err != nil {
 			s.fault(fmt.Errorf("give a client's build back: %w", err))
 		}

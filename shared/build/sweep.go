@@ -59,7 +59,8 @@ func (s *Sweeper) Sweep(ctx context.Context) (Swept, error) {
 
 // sweepDue looks at each record that is due. Some stay due whatever is done:
 // another version's, and those with a fault. They must not hide the others, so
-// it asks for more while it sees none but them.
+// it asks for more while it sees none but them. Nor must those that cannot be
+// read: their error comes beside the others.
 func (s *Sweeper) sweepDue(ctx context.Context, done *Swept) error {
 	var errs []error
 	seen := map[ID]bool{}
@@ -74,7 +75,7 @@ func (s *Sweeper) sweepDue(ctx context.Context, done *Swept) error {
 			}
 		}
 		switch {
-		case err != nil || len(due) < n:
+		case len(due) < n:
 			return errors.Join(errs...)
 		case len(seen) == before:
 			n *= 2

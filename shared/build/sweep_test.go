@@ -237,6 +237,27 @@ func TestForeignRecordsHideNothing(t *testing.T) {
 	})
 }
 
+// damaged are records of which one cannot be read, though it is due.
+type damaged struct{ build.Records }
+
+func (d damaged) Due(ctx context.Context, before time.Time, n int) ([]build.Record, error) {
+	due, err := d.Records.Due(ctx, before, n)
+	return due, errors.Join(err, buildtest.ErrInjected)
+}
+
+func TestDamagedRecordHidesNothing(t *testing.T) {
+	inBubble(t, func(w *world) {
+		for n := range 250 {
+			w.submit(planOf(n))
+		}
+		time.Sleep(build.FirstDue)
+		w.sweeper.Records = damaged{w.sweeper.Records}
+		if done, err := w.sweeper.Sweep(w.t.Context()); done.Resent != 250 || !errors.Is(err, buildtest.ErrInjected) {
+			t.Errorf("it did %+v: %v", done, err)
+		}
+	})
+}
+
 // TestSweepRemovesPrivateInTime: swept each five minutes at whatever moment, and
 // behind whatever else is due, a private result's files are there for half an
 // hour and gone ten minutes later; so are what a lost attempt left.

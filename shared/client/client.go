@@ -26,8 +26,8 @@ const (
 	defaultPoll  = 2 * time.Second
 	callTime     = 30 * time.Second // of one call of the API
 	maxAnswer    = 8 << 20
-	maxTroubles  = 10          // polls in a row that a Wait forgives
-	maxPause     = time.Minute // whatever Retry-After says
+	maxTroubles  = 10              // polls in a row that a Wait forgives
+	maxPause     = 2 * time.Minute // that a Wait makes for Retry-After; a longer one is the caller's to make
 	defaultAgent = "sysup"
 )
 
@@ -77,6 +77,8 @@ func (c *Client) Status(ctx context.Context, hash string) (Status, error) {
 // nil, is called with every answer. A server that is busy, or out of reach
 // after it took the request, is asked again for a while, after the pause that
 // it names; progress is then told its sentence, or the fault, without a hash.
+// If that pause is longer than two minutes or than ctx lasts, Wait ends with
+// the *Error and says when to come back.
 func (c *Client) Wait(ctx context.Context, r Request, progress func(Status)) (Result, error) {
 	if progress == nil {
 		progress = func(Status) {}
@@ -92,9 +94,14 @@ func (c *Client) Wait(ctx context.Context, r Request, progress func(Status)) (Re
 				return result, nil
 			}
 		} else {
-			if troubles++; troubles > maxTroubles || !temporary(err, hash != "", &pause) {
+			if troubles++; troubles > maxTroubles || !temporary(err, hash != "") {
 				return Result{}, err
 			}
+			wait, tooLong := bearable(ctx, err, pause)
+			if tooLong != nil {
+				return Result{}, tooLong
+			}
+			pause = wait
 			progress(Status{Detail: err.Error()})
 		}
 		if err := sleep(ctx, pause); err != nil {
@@ -118,15 +125,40 @@ func (c *Client) pause() time.Duration {
 	return defaultPoll
 }
 
-// temporary tells whether it is worth asking again and lengthens the pause to
-// what the server asks for. A server that was never reached may not exist.
-func temporary(err error, reached bool, pause *time.Duration) bool {
+// temporary tells whether it is worth asking again. A server that was never
+// reached may not exist.
+func temporary(err error, reached bool) bool {
 	if e, ok := errors.AsType[*Error](err); ok {
-		*pause = max(*pause, min(e.RetryAfter, maxPause))
 		return e.Temporary()
 	}
 	_, network := errors.AsType[*url.Error](err)
 	return network && reached && !errors.Is(err, context.Canceled)
+}
+
+// bearable lengthens the pause to what the server asks for. It returns an error
+// if nobody would sit that out.
+func bearable(ctx context.Context, trouble error, pause time.Duration) (time.Duration, error) {
+	e, ok := errors.AsType[*Error](trouble)
+	if !ok || e.RetryAfter <= pause {
+		return pause, nil
+	}
+	end, limited := ctx.Deadline()
+	if e.RetryAfter > maxPause || limited && time.Until(end) < e.RetryAfter {
+		return 0, fmt.Errorf("%w (not waited for: the server is not to be asked again for %s)", e, inWords(e.RetryAfter))
+	}
+	return e.RetryAfter, nil
+}
+
+// inWords rounds up: who comes too early is sent away again.
+func inWords(d time.Duration) string {
+	unit, name := time.Second, "seconds"
+	switch {
+	case d > 2*time.Hour:
+		unit, name = time.Hour, "hours"
+	case d > 2*time.Minute:
+		unit, name = time.Minute, "minutes"
+	}
+	return fmt.Sprintf("%d %s", (d+unit-1)/unit, name)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

@@ -82,9 +82,18 @@ func TestWait(t *testing.T) {
 		{"busy: it waits as long as it is told and submits again",
 			[]answer{{503, "Retry-After: 30", `{"status":503,"detail":"busy"}`, nil}, {200, "", doneBody, nil}},
 			[]time.Duration{0, 30 * time.Second}, ""},
-		{"busy for long: a pause has an end",
-			[]answer{{503, "Retry-After: 86400", `{"status":503,"detail":"busy"}`, nil}, {200, "", doneBody, nil}},
-			[]time.Duration{0, time.Minute}, ""},
+		{"busy for two minutes, which can be sat out",
+			[]answer{{503, "Retry-After: 120", `{"status":503,"detail":"Busy."}`, nil}, {200, "", doneBody, nil}},
+			[]time.Duration{0, 2 * time.Minute}, ""},
+		{"busy for longer: the caller is told until when",
+			[]answer{{503, "Retry-After: 121", `{"status":503,"detail":"Busy."}`, nil}},
+			[]time.Duration{0}, "Busy. (not waited for: the server is not to be asked again for 3 minutes)"},
+		{"an hour's limit is used up",
+			[]answer{{503, "Retry-After: 3540", `{"status":503,"detail":"No more builds in this hour."}`, nil}},
+			[]time.Duration{0}, "No more builds in this hour. (not waited for: the server is not to be asked again for 59 minutes)"},
+		{"a day's, by a server that builds already",
+			[]answer{{202, "", queuedBody, nil}, {503, "Retry-After: 86000", `{"status":503,"detail":"Busy."}`, nil}},
+			[]time.Duration{0, 2 * time.Second}, "Busy. (not waited for: the server is not to be asked again for 24 hours)"},
 		{"a proxy's fault passes",
 			[]answer{{202, "", queuedBody, nil}, {502, "", "<html>", nil}, {200, "", doneBody, nil}},
 			[]time.Duration{0, 2 * time.Second, 4 * time.Second}, ""},
@@ -172,6 +181,24 @@ func TestWaitGivesUp(t *testing.T) {
 		server.list = []answer{{202, "", queuedBody, nil}, {202, "", queuedBody, nil}}
 		if _, err := c.Wait(ctx, client.Request{}, nil); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("%v", err)
+		}
+	})
+}
+
+// TestWaitEndsInTime: a pause that the caller has no time for is not begun, and
+// what the server said is not lost.
+func TestWaitEndsInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := &answers{t: t, from: time.Now(), list: []answer{
+			{503, "Retry-After: 40", `{"status":503,"detail":"Busy."}`, nil}, {503, "Retry-After: 40", `{"status":503,"detail":"Still busy."}`, nil},
+		}}
+		c := &client.Client{URL: "http://sysup.example", HTTP: &http.Client{Transport: server}}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		_, err := c.Wait(ctx, client.Request{}, nil)
+		said, ok := errors.AsType[*client.Error](err)
+		if !ok || said.RetryAfter != 40*time.Second || !strings.HasPrefix(err.Error(), "Still busy. ") || time.Since(server.from) != 40*time.Second {
+			t.Errorf("after %v: %v", time.Since(server.from), err)
 		}
 	})
 }

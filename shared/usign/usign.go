@@ -75,8 +75,16 @@ type PublicKey struct {
 	Comment     string
 }
 
-// ParsePublicKey reads a public key file.
+// ParsePublicKey reads a public key file. Blanks and newlines after its end are
+// passed over: keys are pasted, and printed by tools that add a newline.
 func ParsePublicKey(b []byte) (PublicKey, error) {
+	if len(b) <= maxText {
+		b = bytes.TrimRight(b, " \t\r\n")
+	}
+	return parsePublicKey(b)
+}
+
+func parsePublicKey(b []byte) (PublicKey, error) {
 	comment, body, err := decodeText(b, 42)
 	if err != nil {
 		return PublicKey{}, fmt.Errorf("public key: %w", err)

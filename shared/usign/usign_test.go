@@ -214,7 +214,8 @@ func TestMalformedFiles(t *testing.T) {
 		"CR in the base64":   first + "\n" + second[:10] + "\r" + second[10:] + "\n",
 		"newline inside":     first + "\n" + second[:10] + "\n" + second[10:] + "\n",
 		"a third line":       good + "more\n",
-		"two newlines":       good + "\n",
+		"more after blanks":  good + "\n \n" + second + "\n",
+		"blanks without end": good + strings.Repeat("\n", maxText),
 		"blank before":       first + "\n " + second + "\n",
 		"too short":          first + "\n" + short + "\n",
 		"another algorithm":  first + "\n" + other + "\n",
@@ -233,6 +234,9 @@ func TestMalformedFiles(t *testing.T) {
 		"no last newline": first + "\n" + second,
 		"empty comment":   commentPrefix + "\n" + second + "\n",
 		"UTF-8":           commentPrefix + "Schlüssel\n" + second + "\n",
+		"two newlines":    good + "\n",
+		"blank lines":     good + "\n \t\r\n\n",
+		"a blank after":   first + "\n" + second + " ",
 	} {
 		if got, err := ParsePublicKey([]byte(file)); err != nil || !got.Key.Equal(key.Public().Key) {
 			t.Errorf("%s: %v, %v", name, got, err)
@@ -302,6 +306,7 @@ func TestSignWith(t *testing.T) {
 func FuzzParsePublicKey(f *testing.F) {
 	for _, name := range []string{"signify.pub", "usign.pub", "usign.sec", "usign.sig"} {
 		f.Add(testdata(f, name))
+		f.Add(append(testdata(f, name), "\n \r\n"...))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		key, err := ParsePublicKey(b)
@@ -311,6 +316,9 @@ func FuzzParsePublicKey(f *testing.F) {
 		}
 		if back, err := ParsePublicKey(key.Marshal()); err != nil || back.Fingerprint != key.Fingerprint || !back.Key.Equal(key.Key) {
 			t.Errorf("%v is read back as %v, %v", key, back, err)
+		}
+		if kept := len(bytes.TrimRight(b, " \t\r\n")); !strings.HasPrefix(string(b), commentPrefix) || bytes.Count(b[:kept], []byte("\n")) != 1 {
+			t.Errorf("%q is taken for a key's file of two lines", b)
 		}
 	})
 }

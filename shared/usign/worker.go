@@ -60,7 +60,7 @@ func Certify(server SecretKey, worker string, key ed25519.PublicKey, notBefore, 
 
 // ParseCertificate reads a worker.pub, whose signature the caller checks.
 func ParseCertificate(b []byte) (Certificate, error) {
-	key, err := ParsePublicKey(b)
+	key, err := parsePublicKey(b)
 	if err != nil {
 		return Certificate{}, err
 	}

@@ -76,6 +76,10 @@ func TestMalformedCertificates(t *testing.T) {
 			t.Errorf("comment %q: %+v, %v", comment, c, err)
 		}
 	}
+	key.Comment = "sysup worker w not-before=2026-01-31T12:00:00Z not-after=2026-02-01T12:00:00Z"
+	if c, err := ParseCertificate(append(key.Marshal(), '\n')); !errors.Is(err, ErrFormat) {
+		t.Errorf("one that was pasted, whose signature cannot fit: %+v, %v", c, err)
+	}
 }
 
 func TestRevoked(t *testing.T) {

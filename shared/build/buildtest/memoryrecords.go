@@ -274,8 +274,8 @@ func (m *MemoryRecords) Board(ctx context.Context, name string, change build.Cha
 		return board, verdict(holds)
 	}
 	m.writes++
-	if strings.Contains(name, "/") && m.boards[name] == nil && change.ExpiresAt.IsZero() {
-		m.misuse("the board %q, one of many, is begun without an expiry", name)
+	if strings.Contains(name, "/") && change.ExpiresAt.IsZero() { // its time may be over, then this begins it anew
+		m.misuse("the board %q, one of many, is changed without an expiry", name)
 	}
 	m.yield(BoardRaces)
 	if m.flaws[BelowRaces] {
