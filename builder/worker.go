@@ -50,7 +50,6 @@ func New(name string, config Config) *Worker {
 }
 
 const (
-	visibility = time.Minute     // how long a message stays hidden from others
 	faultPause = 2 * time.Second // after a fault of queue or records
 	wrapUp     = 20 * time.Second
 	letGo      = 3 * time.Second // for each write that follows the order to stop
@@ -105,12 +104,12 @@ func (w *Worker) handle(ctx context.Context, m build.Message) error {
 	rec, err := w.Records.Get(ctx, m.ID)
 	now := build.Now()
 	switch {
-	case errors.Is(err, build.ErrNotFound), err == nil && rec.Ended():
+	case errors.Is(err, build.ErrNotFound), err == nil && rec.Ended() && rec.Schema == build.Schema:
 		return w.Queue.Delete(ctx, m)
 	case err != nil:
 		return fmt.Errorf("look up %s: %w", m.ID.Short(), err)
 	case !rec.Claimable(now):
-		return nil // somebody else is at it; if he is lost, the message comes back
+		return nil // somebody else is at it, or a newer sysup has to be; if he is lost, the message comes back
 	}
 	flight, err := w.claim(ctx, rec, now)
 	if errors.Is(err, build.ErrConflict) {
@@ -234,7 +233,7 @@ func (w *Worker) beat(job context.Context, f *flight, m build.Message, stage bui
 	}
 	stop := context.AfterFunc(job, done) // from here on nothing is lost with the beat
 	defer stop()
-	if err := w.Queue.Extend(ctx, m, visibility); err != nil && job.Err() == nil {
+	if err := w.Queue.Extend(ctx, m, build.Visibility); err != nil && job.Err() == nil {
 		w.Log.Warn("a message could not be extended", "error", nameless(err, m.ID))
 	}
 	return nil

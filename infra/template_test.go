@@ -66,6 +66,7 @@ var permissions = map[string][]string{
 		"s3:GetObject ${Bucket.Arn}/store/*",
 		"s3:GetObject ${Bucket.Arn}/index/*",
 		"s3:GetObject ${Bucket.Arn}/catalog/*",
+		"s3:GetObject ${Bucket.Arn}/keys/*",
 		"s3:PutObject ${Bucket.Arn}/catalog/*",
 		"s3:AbortMultipartUpload ${Bucket.Arn}/catalog/*",
 		"s3:ListBucket Bucket.Arn",
@@ -87,6 +88,7 @@ var permissions = map[string][]string{
 		"sqs:SendMessage Queue.Arn",
 		"sqs:ReceiveMessage DeadLetters.Arn",
 		"sqs:DeleteMessage DeadLetters.Arn",
+		"sqs:ChangeMessageVisibility DeadLetters.Arn",
 		"s3:GetObject ${Bucket.Arn}/store/*",
 		"s3:GetObject ${Bucket.Arn}/index/*",
 		"s3:GetObject ${Bucket.Arn}/catalog/*",
@@ -99,6 +101,10 @@ var permissions = map[string][]string{
 		"s3:DeleteObject ${Bucket.Arn}/json/*",
 		"s3:DeleteObject ${Bucket.Arn}/store/*",
 		"s3:DeleteObject ${Bucket.Arn}/index/*",
+		"s3:DeleteObject ${Bucket.Arn}/keys/worker-*",
+		"s3:GetObject ${Bucket.Arn}/keys/server.pub",
+		"s3:PutObject ${Bucket.Arn}/keys/server.pub",
+		"ssm:GetParameter arn:${AWS::Partition}:ssm:${AWS::Region}:${AWS::AccountId}:parameter/sysup/${KeyName}/server-pub",
 		"s3:ListBucket Bucket.Arn",
 		"ecs:ListTasks *" + inCluster,
 		runTask,
@@ -255,11 +261,15 @@ func vague(statement map[string]any) []string {
 // tooWide admits a pattern only behind a prefix of our bucket and for the
 // revisions of our task definition.
 func tooWide(resource string) bool {
-	fixed, pattern := strings.CutSuffix(resource, "/*")
-	if !pattern {
-		fixed = strings.TrimSuffix(resource, "${AWS::StackName}-builder:*")
+	fixed, pattern := strings.CutSuffix(resource, "*")
+	prefix, ours := strings.CutPrefix(fixed, "${Bucket.Arn}/")
+	switch {
+	case fixed == "" || strings.Contains(fixed, "*"):
+		return true
+	case !pattern:
+		return false
 	}
-	return strings.Contains(fixed, "*") || pattern && strings.Count(fixed, "/") != 1 || fixed == ""
+	return (!ours || prefix == "") && !strings.HasSuffix(fixed, ":task-definition/${AWS::StackName}-builder:")
 }
 
 func rolesHaveNothingElse(t template) []string {
@@ -340,7 +350,7 @@ func onlyBuildersReachTheCertifier(t template) []string {
 }
 
 func secretsAreReadByTheirOwnersOnly(t template) []string {
-	owners := map[string]string{"ApiRole": "/request-secret", "CertifierRole": "/server-key"}
+	owners := map[string]string{"ApiRole": "/request-secret", "CertifierRole": "/server-key", "HousekeeperRole": "/server-pub"} // the last is no secret
 	var problems []string
 	for holder, resource := range t.resources() {
 		for _, s := range statements(resource) {
@@ -349,7 +359,7 @@ func secretsAreReadByTheirOwnersOnly(t template) []string {
 				if service != "ssm" && service != "kms" && service != "secretsmanager" {
 					continue
 				}
-				if owner := owners[holder]; owner == "" || service == "ssm" && !strings.HasSuffix(words(s["Resource"]), owner) || holder == "ApiRole" && service != "ssm" {
+				if owner := owners[holder]; owner == "" || service == "ssm" && !strings.HasSuffix(words(s["Resource"]), owner) || holder != "CertifierRole" && service != "ssm" {
 					problems = append(problems, fmt.Sprintf("%s may %s on %s", holder, words(a), words(s["Resource"])))
 				}
 			}
@@ -439,7 +449,7 @@ func bucketIsPrivate(t template) []string {
 
 func objectsEnd(t template) []string {
 	want := []string{
-		"store/private/ 1 <nil>", "store/ 9 <nil>", "index/ 9 <nil>", "imagebuilder/ 14 <nil>", "<nil> <nil> DaysAfterInitiation 1",
+		"store/private/ 1 <nil>", "store/ 9 <nil>", "index/ 9 <nil>", "keys/worker- 32 <nil>", "imagebuilder/ 14 <nil>", "<nil> <nil> DaysAfterInitiation 1",
 	}
 	var got []string
 	for _, rule := range list(t.property("Bucket", "LifecycleConfiguration", "Rules")) {
@@ -540,6 +550,7 @@ var environments = map[string][]string{
 		"SYSUP_TABLE Table", "SYSUP_QUEUE_URL Queue", "SYSUP_DEAD_LETTERS_URL DeadLetters", "SYSUP_BUCKET Bucket",
 		"SYSUP_UPSTREAM Upstream", "SYSUP_UPSTREAM_KEY Fn::If HasUpstreamKey UpstreamKey AWS::NoValue",
 		"SYSUP_ALLOW_DEFAULTS AllowDefaults", "SYSUP_REPOSITORY_ALLOW Fn::If HasRepositoryAllow RepositoryAllow AWS::NoValue",
+		"SYSUP_SERVER_PUB ssm:/sysup/${KeyName}/server-pub",
 	}, runsTasks...),
 	"Certifier": {
 		"SYSUP_BUCKET Bucket",
@@ -602,6 +613,7 @@ func behavioursInOrder(t template) []string {
 		"/store/* " + cachingOptimized + " <nil>",
 		"//store/* " + cachingOptimized + " " + collapse,
 		"/keys/* " + cachingOptimized + " <nil>",
+		"//keys/* " + cachingOptimized + " " + collapse,
 		"/json/* " + cachingOptimized + " <nil>",
 		"//json/* " + cachingOptimized + " " + collapse,
 	}

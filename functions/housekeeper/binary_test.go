@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net/http"
@@ -18,6 +19,7 @@ import (
 	"github.com/attended-sysupgrade/sysup/shared/build"
 	"github.com/attended-sysupgrade/sysup/shared/catalog"
 	"github.com/attended-sysupgrade/sysup/shared/catalog/catalogtest"
+	"github.com/attended-sysupgrade/sysup/shared/usign"
 )
 
 // rig is a cloud with a build that was never sent.
@@ -28,7 +30,10 @@ type rig struct {
 	base     string
 	environ  []string
 	id       build.ID
+	key      usign.PublicKey // the server's
 }
+
+const serverPub = "ssm:/sysup/main/server-pub"
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
@@ -38,11 +43,16 @@ func newRig(t *testing.T) *rig {
 	}
 	web := httptest.NewServer(upstream)
 	t.Cleanup(web.Close)
-	r := &rig{cloud: lambdatest.NewCloud(t), upstream: upstream, base: web.URL}
+	server, err := usign.Generate("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rig{cloud: lambdatest.NewCloud(t), upstream: upstream, base: web.URL, key: server.Public()}
+	r.cloud.SetParameter("/sysup/main/server-pub", string(r.key.Marshal()))
 	queue, dead := awstest.Queue(t, time.Minute, 20)
 	s := aws.Settings{Table: awstest.Table(t, aws.CreateTable), QueueURL: queue, DeadLettersURL: dead, Bucket: awstest.Bucket(t)}
 	r.environ = append(r.cloud.Environ(), "SYSUP_TABLE="+s.Table, "SYSUP_QUEUE_URL="+queue, "SYSUP_DEAD_LETTERS_URL="+dead, "SYSUP_BUCKET="+s.Bucket,
-		"SYSUP_UPSTREAM="+web.URL, "SYSUP_UPSTREAM_KEY="+keyFile(t, upstream),
+		"SYSUP_SERVER_PUB="+serverPub, "SYSUP_UPSTREAM="+web.URL, "SYSUP_UPSTREAM_KEY="+keyFile(t, upstream),
 		"SYSUP_CLUSTER=cluster", "SYSUP_TASK_DEFINITION=builder", "SYSUP_SUBNETS=subnet-1,subnet-2", "SYSUP_SECURITY_GROUP=sg-1", "SYSUP_SPOT=true")
 	for _, variable := range awstest.Environment(t) {
 		name, value, _ := strings.Cut(variable, "=")
@@ -107,13 +117,11 @@ func TestBinaryKeepsHouse(t *testing.T) {
 	if err != nil || len(overview.Branches) == 0 || r.upstream.AskedAll().Asked != asked {
 		t.Errorf("the catalogue is not in the store: %+v (%v)", overview, err)
 	}
-	latest, _, err := r.own.Objects().Open(t.Context(), "json/v1/latest.json")
-	if err != nil {
-		t.Fatalf("the CDN has nothing to serve: %v", err)
+	if text := r.object(t, "json/v1/latest.json"); !strings.Contains(text, `{"latest":["`) {
+		t.Errorf("json/v1/latest.json is %s", text)
 	}
-	defer latest.Close()
-	if text, err := io.ReadAll(latest); err != nil || !strings.Contains(string(text), `{"latest":["`) {
-		t.Errorf("json/v1/latest.json is %s (%v)", text, err)
+	if text := r.object(t, "keys/server.pub"); text != string(r.key.Marshal()) {
+		t.Errorf("before any builder was there, keys/server.pub is %s", text)
 	}
 	for _, want := range []string{`"CatalogueAge":`, `"Pending":1`, `"BuildersAlive":0`, `"DeadLetters":0`, `"_aws":`} {
 		if !strings.Contains(f.Output(), want) {
@@ -125,6 +133,24 @@ func TestBinaryKeepsHouse(t *testing.T) {
 	}
 }
 
+// object is what the CDN has to serve under the key, "" if nothing.
+func (r *rig) object(t *testing.T, key string) string {
+	t.Helper()
+	content, _, err := r.own.Objects().Open(t.Context(), key)
+	if errors.Is(err, build.ErrNotFound) {
+		return ""
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer content.Close()
+	text, err := io.ReadAll(content)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
 // TestBinaryEndures has one service fail for good: the function reports it, and
 // what does not need that service is done.
 func TestBinaryEndures(t *testing.T) {
@@ -134,14 +160,16 @@ func TestBinaryEndures(t *testing.T) {
 		sent       bool
 		started    int
 		catalogued bool
+		keyed      bool
 	}{
-		{"S3 GET", true, 1, false},
-		{"S3 PUT", true, 1, false},
-		{"Query", false, 0, true}, // neither what is due is known, nor how much waits
-		{"SendMessage", false, 1, true},
-		{"RunTask", true, 0, true},
-		{"ListTasks", true, 0, true},
-		{"upstream", true, 1, false},
+		{"S3 GET", true, 1, false, false},
+		{"S3 PUT", true, 1, false, false},
+		{"Query", false, 0, true, true}, // neither what is due is known, nor how much waits
+		{"SendMessage", false, 1, true, true},
+		{"RunTask", true, 0, true, true},
+		{"ListTasks", true, 0, true, true},
+		{"GetParameter", true, 1, true, false},
+		{"upstream", true, 1, false, true},
 	} {
 		t.Run(c.operation, func(t *testing.T) {
 			r := newRig(t)
@@ -169,6 +197,36 @@ func TestBinaryEndures(t *testing.T) {
 			if stored != c.catalogued {
 				t.Errorf("the catalogue was stored: %t, want %t", stored, c.catalogued)
 			}
+			if keyed := r.object(t, "keys/server.pub") != ""; keyed != c.keyed {
+				t.Errorf("the server's key was published: %t, want %t", keyed, c.keyed)
+			}
 		})
+	}
+}
+
+func TestWrongSettings(t *testing.T) {
+	binary := lambdatest.Build(t, runtime.GOARCH)
+	good := map[string]string{
+		"AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
+		"SYSUP_TABLE": "table", "SYSUP_QUEUE_URL": "https://sqs.example/1/q", "SYSUP_BUCKET": "bucket", "SYSUP_SERVER_PUB": serverPub,
+	}
+	for _, c := range []struct{ key, value, want string }{
+		{"SYSUP_TABLE", "", "SYSUP_TABLE has to be"},
+		{"SYSUP_MAX_BUILDERS", "-1", "SYSUP_MAX_BUILDERS has to be 0 or more, it is -1"},
+		{"SYSUP_SERVER_PUB", "", `SYSUP_SERVER_PUB has to be ssm:/PATH, it is ""`},
+		{"SYSUP_SERVER_PUB", "RWQ123", `SYSUP_SERVER_PUB has to be ssm:/PATH, it is "RWQ123"`},
+		{"SYSUP_SERVER_PUB", "kms:alias/sysup", `SYSUP_SERVER_PUB has to be ssm:/PATH, it is "kms:alias/sysup"`},
+		{"SYSUP_SERVERPUB", "x", "SYSUP_SERVERPUB, which is no setting"},
+	} {
+		environ := []string{"AWS_EC2_METADATA_DISABLED=true", "AWS_CONFIG_FILE=/dev/null"}
+		for key, value := range good {
+			if key != c.key {
+				environ = append(environ, key+"="+value)
+			}
+		}
+		output := lambdatest.Refused(t, binary, append(environ, c.key+"="+c.value)...)
+		if !strings.Contains(output, "sysup housekeeper: ") || !strings.Contains(output, c.want) {
+			t.Errorf("%s=%q: it says %q, want %q", c.key, c.value, output, c.want)
+		}
 	}
 }

@@ -22,13 +22,15 @@ type house struct {
 	}
 	// publish stores what the CDN serves of the catalogue.
 	publish func(context.Context) error
-	sweeper *build.Sweeper
-	records build.Records
-	count   func(context.Context) (int64, error) // of the builds that wait or run, by their index
-	fleet   *build.Fleet
-	alive   func(context.Context) (int, error)
-	log     *slog.Logger
-	out     io.Writer // of the metrics
+	// publishKey does the same with the server's public key.
+	publishKey func(context.Context) error
+	sweeper    *build.Sweeper
+	records    build.Records
+	count      func(context.Context) (int64, error) // of the builds that wait or run, by their index
+	fleet      *build.Fleet
+	alive      func(context.Context) (int, error)
+	log        *slog.Logger
+	out        io.Writer // of the metrics
 }
 
 const (
@@ -47,14 +49,15 @@ func (h *house) run(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	values := map[string]float64{}
-	var errs [3]error
-	var refresh sync.WaitGroup
-	refresh.Go(func() {
+	var errs [4]error
+	var beside sync.WaitGroup
+	beside.Go(func() {
 		errs[0] = errors.Join(part(ctx, "refresh the catalogue", h.catalogue.Refresh), part(ctx, "publish the catalogue", h.publish))
 	})
+	beside.Go(func() { errs[3] = part(ctx, "publish the server's key", h.publishKey) })
 	errs[1] = part(ctx, "sweep", func(ctx context.Context) error { return h.sweep(ctx, values) })
 	errs[2] = part(ctx, "start builders", func(ctx context.Context) error { return h.scale(ctx, values) })
-	refresh.Wait()
+	beside.Wait()
 	if age, known := h.catalogue.Age(); known {
 		values[aws.MetricCatalogueAge] = age.Minutes()
 	}

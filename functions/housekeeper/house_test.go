@@ -23,10 +23,11 @@ type parts struct {
 	count     error
 	alive     error
 	publish   error
+	key       error
 	missed    bool // the board was told of no build
 
-	refreshed, published, looked, started int
-	out                                   bytes.Buffer
+	refreshed, published, keys, looked, started int
+	out                                         bytes.Buffer
 }
 
 func (p *parts) Refresh(ctx context.Context) error {
@@ -40,6 +41,11 @@ func (p *parts) Refresh(ctx context.Context) error {
 func (p *parts) Publish(context.Context) error {
 	p.published++
 	return p.publish
+}
+
+func (p *parts) PublishKey(context.Context) error {
+	p.keys++
+	return p.key
 }
 
 func (p *parts) Age() (time.Duration, bool) { return 3 * time.Minute, true }
@@ -80,7 +86,7 @@ func (p *parts) house(t testing.TB) *house {
 		return nil
 	}
 	return &house{
-		catalogue: p, publish: p.Publish, records: records, log: slog.New(slog.DiscardHandler), out: &p.out,
+		catalogue: p, publish: p.Publish, publishKey: p.PublishKey, records: records, log: slog.New(slog.DiscardHandler), out: &p.out,
 		sweeper: &build.Sweeper{Records: records, Queue: buildtest.NewQueue(t, time.Minute), Objects: buildtest.NewObjects(t), Lifetimes: build.DefaultLifetimes},
 		fleet:   &build.Fleet{Records: records, Max: 2, Start: start},
 		count:   func(context.Context) (int64, error) { return 5, p.count },
@@ -101,6 +107,7 @@ func TestEachPartRuns(t *testing.T) {
 		{"no upstream", parts{catalogue: func(context.Context) error { return errPart }}, 2, []string{"refresh the catalogue: "}},
 		{"a defect", parts{catalogue: func(context.Context) error { panic("no") }}, 2, []string{"refresh the catalogue: panic: no"}},
 		{"no CDN", parts{publish: errPart}, 2, []string{"publish the catalogue: "}},
+		{"no key", parts{key: errPart}, 2, []string{"publish the server's key: "}},
 		{"no index", parts{due: errPart}, 2, []string{"sweep: "}},
 		{"no board", parts{board: errPart}, 0, []string{"start builders: "}}, // who starts notes it there
 		{"no count", parts{count: errPart}, 2, []string{"start builders: "}},
@@ -117,7 +124,7 @@ func TestEachPartRuns(t *testing.T) {
 				t.Errorf("%s: %v, want %q in it", c.name, err, want)
 			}
 		}
-		if c.parts.refreshed != 1 || c.parts.published != 1 || c.parts.looked == 0 || c.parts.started != c.started {
+		if c.parts.refreshed != 1 || c.parts.published != 1 || c.parts.keys != 1 || c.parts.looked == 0 || c.parts.started != c.started {
 			t.Errorf("%s: refreshed %d times, looked %d times, started %d builders", c.name, c.parts.refreshed, c.parts.looked, c.parts.started)
 		}
 		var line map[string]any

@@ -202,6 +202,10 @@ func wrote(stored item, stamp string) bool {
 
 func keyOf(id build.ID) string { return recordKey + string(id) }
 
+func idOf(stored item) build.ID {
+	return build.ID(strings.TrimPrefix(stringOf(stored, attrKey), recordKey))
+}
+
 func text(s string) types.AttributeValue { return &types.AttributeValueMemberS{Value: s} }
 
 func number(n int64) types.AttributeValue {
@@ -214,6 +218,15 @@ func stringOf(stored item, attr string) string {
 		return value.Value
 	}
 	return ""
+}
+
+// timeOf returns the zero time for an attribute that is missing.
+func timeOf(stored item, attr string) time.Time {
+	ms, ok := numberOf(stored, attr)
+	if !ok {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms).UTC()
 }
 
 // numberOf tells whether the attribute is there and a whole number.

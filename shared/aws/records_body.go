@@ -46,20 +46,29 @@ func encodeRecord(rec build.Record) (item, error) {
 	return row, nil
 }
 
-// decodeRecord reads an item. One that another version of sysup wrote may not fit;
-// then as much of it is returned as does.
+// decodeRecord reads an item, and of one that another version of sysup wrote
+// not its body.
 func decodeRecord(stored item) (build.Record, error) {
 	rev, hasRev := numberOf(stored, attrRev)
 	schema, hasSchema := numberOf(stored, attrSchema)
+	if !hasRev || !hasSchema {
+		return build.Record{}, errors.New("its stored form is damaged: rev or schema is missing")
+	}
+	if schema != build.Schema {
+		return build.Record{
+			ID: idOf(stored), Rev: rev, Schema: int(schema), State: build.State(stringOf(stored, attrState)),
+			DueAt: timeOf(stored, attrDue), ExpiresAt: timeOf(stored, attrExpiry),
+		}, nil
+	}
 	value, hasBody := stored[attrBody].(*types.AttributeValueMemberB)
-	if !hasRev || !hasSchema || !hasBody {
-		return build.Record{}, errors.New("its stored form is damaged: rev, schema or body is missing")
+	if !hasBody {
+		return build.Record{}, errors.New("its stored form is damaged: body is missing")
 	}
 	rec, err := decodeBody(value.Value)
-	if err != nil && schema == build.Schema {
+	if err != nil {
 		return build.Record{}, fmt.Errorf("its stored form is damaged: %w", err)
 	}
-	rec.Rev, rec.Schema = rev, int(schema)
+	rec.Rev, rec.Schema = rev, build.Schema
 	return rec, nil
 }
 

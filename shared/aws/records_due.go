@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	sdk "github.com/aws/aws-sdk-go-v2/aws"
@@ -89,8 +88,7 @@ func dueOf(stored []item, before time.Time) ([]build.Record, error) {
 		rec, err := decodeRecord(row)
 		switch {
 		case err != nil:
-			id := build.ID(strings.TrimPrefix(stringOf(row, attrKey), recordKey))
-			errs = append(errs, fmt.Errorf("record %s: %w", id.Short(), err))
+			errs = append(errs, fmt.Errorf("record %s: %w", idOf(row).Short(), err))
 		case !rec.DueAt.IsZero() && !rec.DueAt.After(before):
 			list = append(list, rec)
 		}

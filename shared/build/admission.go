@@ -22,7 +22,7 @@ const boardTime = 500 * time.Millisecond
 
 // leaveTime bounds giving back what was counted. Only a request that turned out
 // not to start a build waits for it; a count that stays is found by the sweeper.
-const leaveTime = 2 * time.Second
+const leaveTime = time.Second
 
 // admission is the way of one request through the limits, and what it has
 // counted so far.

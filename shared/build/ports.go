@@ -14,6 +14,10 @@ import (
 // returned nil is durable. A write that returned any other error than the
 // sentinels may or may not have happened: the caller reads again.
 // Returned records are shared: their slices and maps are not to be changed.
+//
+// A record of another Schema comes back as an outline, with what every version
+// of sysup stores beside the body: ID, Rev, Schema, State (a word that may be
+// unknown here), DueAt and ExpiresAt. It cannot be replaced or deleted.
 type Records interface {
 	// Get returns the newest version, or ErrNotFound if there is none or its
 	// ExpiresAt has passed. It sees every Create and Replace that returned

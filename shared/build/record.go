@@ -18,7 +18,7 @@ const (
 )
 
 // Schema is the version of Record that this code writes. Code that meets
-// another one leaves the record alone.
+// another one leaves the record alone; see Records for what it may read.
 const Schema = 1
 
 // Record is one build: the flight that equal requests join, and the only
@@ -116,9 +116,13 @@ const (
 	Lease       = time.Minute
 	Heartbeat   = 15 * time.Second
 	LeaseMargin = 10 * time.Second // added by whoever finds a lease over, since clocks differ
-	FirstDue    = time.Minute
-	MaxPush     = 30 * time.Minute
-	MaxWait     = 24 * time.Hour
+	// Visibility is how long a message stays hidden after it was received and
+	// after each heartbeat. It outlasts the lease, so that whoever receives the
+	// message of a lost worker may claim the build.
+	Visibility = Lease + LeaseMargin + 5*time.Second
+	FirstDue   = time.Minute
+	MaxPush    = 30 * time.Minute
+	MaxWait    = 24 * time.Hour
 )
 
 // Lifetimes say how long a record is answered after it ended.
@@ -148,6 +152,20 @@ func NewRecord(id ID, plan Plan, request Request, sequence int64, now time.Time)
 	return Record{
 		ID: id, Schema: Schema, Rev: 1, State: Queued, Plan: plan, Request: request,
 		Sequence: sequence, CreatedAt: now, DueAt: now.Add(FirstDue),
+	}
+}
+
+// Legible returns nil if this code can tell how the build stands. Else the
+// record is another version's, or damaged, and the error a Refusal that asks
+// the client to come back.
+func (r Record) Legible() error {
+	whole := map[State]bool{Queued: true, Building: true, Done: r.Result != nil, Failed: r.Failure != nil}
+	if r.Schema == Schema && whole[r.State] {
+		return nil
+	}
+	return &Refusal{
+		Code: CodeUnavailable, RetryAfter: 30 * time.Second,
+		Detail: "Another version of this server keeps this build, as happens while it is updated. Try again in a minute.",
 	}
 }
 

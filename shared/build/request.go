@@ -219,3 +219,10 @@ type Facts struct {
 // Now is the clock of the package's transitions; records keep whole
 // milliseconds so that every driver stores them exactly.
 func Now() time.Time { return time.Now().UTC().Truncate(time.Millisecond) }
+
+// Since is time.Since by the clock that went further; it is negative for what
+// is still to come. While a process is frozen, as Lambda does between two
+// events, its monotonic clock may stand still; and the other one may be set back.
+func Since(t time.Time) time.Duration {
+	return max(time.Since(t), time.Since(t.Round(0)))
+}

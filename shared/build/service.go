@@ -68,17 +68,21 @@ func (s *Service) Submit(ctx context.Context, sub Submission) (Status, error) {
 	rec, err := s.Records.Get(ctx, id)
 	switch {
 	case err == nil && !rec.Retriable():
-		return s.status(ctx, rec), nil
+		return s.status(ctx, rec)
 	case err != nil && !errors.Is(err, ErrNotFound):
 		return Status{}, PutOff(fmt.Errorf("look up %s: %w", id.Short(), err))
 	}
 	return s.start(ctx, a, rec, sub)
 }
 
+// SubmitTime is the longest that Submit goes on after its context ended: what
+// it has begun, it brings to an end.
+const SubmitTime = startTime + leaveTime + boardTime
+
 const (
-	startTime = 10 * time.Second // bounds what start takes once its client no longer does
-	sendTime  = 3 * time.Second  // and what a client waits for the queue
-	wakeTime  = 3 * time.Second  // and for a builder to be started
+	startTime = 6 * time.Second // bounds what start takes once its client no longer does
+	sendTime  = 3 * time.Second // and what a client waits for the queue
+	wakeTime  = 3 * time.Second // and for a builder to be started
 )
 
 // start takes a place, creates or renews the record and sends its ID. old is
@@ -116,7 +120,7 @@ func (s *Service) start(ctx context.Context, a *admission, old Record, sub Submi
 	}
 	s.send(ctx, rec, sub)
 	s.wake(ctx, a.board)
-	return s.status(ctx, rec), nil
+	return s.status(ctx, rec)
 }
 
 // starts are the builds that this process is starting. Of equal requests at
@@ -191,7 +195,7 @@ func (s *Service) joinOr(ctx context.Context, id ID, err error) (Status, error) 
 	if readErr != nil || refused && rec.Retriable() {
 		return Status{}, err
 	}
-	return s.status(ctx, rec), nil
+	return s.status(ctx, rec)
 }
 
 // wake sees to it that a builder comes. The build is safe without: the
@@ -235,7 +239,7 @@ func (s *Service) Status(ctx context.Context, id ID) (Status, error) {
 		rec, err = resend(ctx, s.Records, s.Queue, rec)
 		s.fault(err) // the next poll, or the sweeper, tries again
 	}
-	return s.status(ctx, rec), nil
+	return s.status(ctx, rec)
 }
 
 // resend pushes the record's due time by compare-and-swap and, if this
@@ -258,15 +262,18 @@ func resend(ctx context.Context, records Records, queue Queue, rec Record) (Reco
 
 // status adds the place in the queue, as far as the board can be read: a poll
 // does not depend on it.
-func (s *Service) status(ctx context.Context, rec Record) Status {
+func (s *Service) status(ctx context.Context, rec Record) (Status, error) {
+	if err := rec.Legible(); err != nil {
+		return Status{}, err
+	}
 	if rec.State != Queued {
-		return Status{Record: rec}
+		return Status{Record: rec}, nil
 	}
 	board, _ := s.board.get(ctx, s.Records, s.fault)
 	if board == nil {
-		return Status{Record: rec, Position: 1}
+		return Status{Record: rec, Position: 1}, nil
 	}
-	return Status{Record: rec, Position: max(1, rec.Sequence-board[BoardClaimed])}
+	return Status{Record: rec, Position: max(1, rec.Sequence-board[BoardClaimed])}, nil
 }
 
 // Pending is how many builds are queued or building, at most a second old.
@@ -313,7 +320,7 @@ func (c *boardCache) last() Board {
 func (c *boardCache) fresh() Board {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if time.Since(c.seen) >= boardAge {
+	if Since(c.seen) >= boardAge {
 		return nil
 	}
 	return c.board
@@ -323,12 +330,12 @@ func (c *boardCache) fresh() Board {
 // the last second. The error is that of the last look.
 func (c *boardCache) get(ctx context.Context, records Records, fault func(error)) (Board, error) {
 	c.mu.Lock()
-	now, last := time.Now(), c.board
-	if now.Before(c.until) {
+	last := c.board
+	if Since(c.until) < 0 {
 		defer c.mu.Unlock()
 		return last, c.err
 	}
-	c.until = now.Add(boardAge) // meanwhile the others go by what was seen last
+	c.until = time.Now().Add(boardAge) // meanwhile the others go by what was seen last
 	c.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), boardTime)
 	defer cancel()

@@ -25,13 +25,13 @@ type Sweeper struct {
 	// right; nil to leave it as it is.
 	Count func(ctx context.Context) (int64, error)
 
-	strays time.Time // when public strays were looked for last
+	strays time.Time // when public strays and old keys were looked for last
 }
 
 // Swept counts what one sweep did. Recounted is by how many builds the board
 // was wrong.
 type Swept struct {
-	Resent, GivenUp, Expired, Strays, DeadLetters, Recounted int
+	Resent, GivenUp, Expired, Strays, Keys, DeadLetters, Recounted int
 }
 
 const (
@@ -41,6 +41,10 @@ const (
 	strayAge       = 24 * time.Hour
 	strayAgeSecret = 10 * time.Minute
 	strayInterval  = time.Hour
+	// keyAge is more than a worker's key is of use to anybody: it signs for a
+	// day, what it signed is kept for a week, and clients accept it for eight
+	// days after its own.
+	keyAge = 30 * 24 * time.Hour
 )
 
 // Sweep goes over everything that is due once. It goes on after an error with
@@ -49,9 +53,9 @@ func (s *Sweeper) Sweep(ctx context.Context) (Swept, error) {
 	var done Swept
 	errs := []error{s.sweepDue(ctx, &done), s.sweepDeadLetters(ctx, &done)}
 	errs = append(errs, s.sweepStrays(ctx, "store/private/", strayAgeSecret, &done))
-	if time.Since(s.strays) >= strayInterval {
+	if Since(s.strays) >= strayInterval {
 		s.strays = time.Now()
-		errs = append(errs, s.sweepStrays(ctx, "store/", strayAge, &done))
+		errs = append(errs, s.sweepStrays(ctx, "store/", strayAge, &done), s.sweepKeys(ctx, &done))
 	}
 	errs = append(errs, s.recount(ctx, &done))
 	return done, errors.Join(errs...)
@@ -222,13 +226,33 @@ func (s *Sweeper) stray(ctx context.Context, prefix string, id ID, attempt strin
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return err
 	}
-	named := err == nil && (rec.Attempt == attempt && !rec.Ended() ||
+	named := err == nil && (rec.Schema != Schema || // who knows what another version's names
+		rec.Attempt == attempt && !rec.Ended() ||
 		rec.Result != nil && rec.Result.Prefix == prefix || rec.Failure != nil && rec.Failure.Prefix == prefix)
 	if named {
 		return nil
 	}
 	done.Strays++
 	return s.deletePrefix(ctx, prefix)
+}
+
+// sweepKeys removes the certificates of workers' old keys. The server's key and
+// the list of revoked ones have no end.
+func (s *Sweeper) sweepKeys(ctx context.Context, done *Swept) error {
+	const prefix = "keys/worker-"
+	for info, err := range s.Objects.List(ctx, prefix) {
+		if err != nil {
+			return fmt.Errorf("list %s: %w", prefix, err)
+		}
+		if time.Since(info.Modified) <= keyAge {
+			continue
+		}
+		if err := s.Objects.Delete(ctx, info.Key); err != nil {
+			return fmt.Errorf("delete %s: %w", info.Key, err)
+		}
+		done.Keys++
+	}
+	return nil
 }
 
 // ReadIndex returns the build whose result has the image hash, or ErrNotFound.

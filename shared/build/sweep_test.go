@@ -504,3 +504,24 @@ func TestSweepRemovesStrays(t *testing.T) {
 		w.wantKeys(keep...)
 	})
 }
+
+// TestSweepRemovesOldKeys: certificates of workers go a month after they were
+// stored, and nothing else that lies beside them.
+func TestSweepRemovesOldKeys(t *testing.T) {
+	inBubble(t, func(w *world) {
+		keep := []string{w.put("keys/server.pub", "key"), w.put("keys/revoked", "list"), w.put("keys/revoked.sig", "signature")}
+		old := []string{w.put("keys/worker-1.pub", "key"), w.put("keys/worker-1.pub.sig", "signature")}
+		time.Sleep(20 * 24 * time.Hour)
+		keep = append(keep, w.put("keys/worker-2.pub", "key"), w.put("keys/worker-2.pub.sig", "signature"))
+		time.Sleep(10 * 24 * time.Hour)
+		if done := w.sweep(); done.Keys != 0 {
+			t.Errorf("it did %+v too early", done)
+		}
+		w.wantKeys(slices.Concat(keep, old)...)
+		time.Sleep(time.Hour)
+		if done := w.sweep(); done.Keys != len(old) {
+			t.Errorf("it did %+v", done)
+		}
+		w.wantKeys(keep...)
+	})
+}

@@ -71,7 +71,7 @@ func (a *Authority) Certify(ctx context.Context, worker string, key ed25519.Publ
 		return build.Certificate{}, err
 	}
 	public, name := certificate.Marshal(), "keys/worker-"+worker+".pub"
-	if err := a.put(ctx, name, public, build.PolicyText); errors.Is(err, build.ErrExists) {
+	if err := put(ctx, a.objects, name, public, build.PolicyText); errors.Is(err, build.ErrExists) {
 		public, err = a.again(ctx, name, certificate)
 		if err != nil {
 			return build.Certificate{}, err
@@ -84,13 +84,13 @@ func (a *Authority) Certify(ctx context.Context, worker string, key ed25519.Publ
 		return build.Certificate{}, err
 	}
 	signature := sig.Marshal()
-	return build.Certificate{PublicKey: public, Signature: signature}, a.put(ctx, name+".sig", signature, build.PolicyText)
+	return build.Certificate{PublicKey: public, Signature: signature}, put(ctx, a.objects, name+".sig", signature, build.PolicyText)
 }
 
 // again reads the certificate that an earlier call stored for the key. Equal
 // keys and messages give equal signatures, so it can be signed anew.
 func (a *Authority) again(ctx context.Context, name string, fresh usign.Certificate) ([]byte, error) {
-	text, err := a.read(ctx, name)
+	text, err := read(ctx, a.objects, name)
 	if err != nil {
 		return nil, err
 	}
@@ -111,23 +111,28 @@ func (a *Authority) again(ctx context.Context, name string, fresh usign.Certific
 
 // Publish stores the server's public key for clients unless it is there.
 func (a *Authority) Publish(ctx context.Context) error {
+	return Publish(ctx, a.objects, a.public)
+}
+
+// Publish stores a server's public key for clients unless it is there, with
+// whatever comment.
+func Publish(ctx context.Context, objects build.Objects, key usign.PublicKey) error {
 	const name = "keys/server.pub"
-	want := a.public.Marshal()
-	stored, err := a.read(ctx, name)
-	if err == nil && bytes.Equal(stored, want) {
-		return nil
-	}
+	text, err := read(ctx, objects, name)
 	if err != nil && !errors.Is(err, build.ErrNotFound) {
 		return err
 	}
-	return a.put(ctx, name, want, build.PolicyIndex)
+	if stored, err := usign.ParsePublicKey(text); err == nil && stored.Fingerprint == key.Fingerprint && stored.Key.Equal(key.Key) {
+		return nil
+	}
+	return put(ctx, objects, name, key.Marshal(), build.PolicyIndex)
 }
 
 // maxKey is more than any key file has, in bytes.
 const maxKey = 8 << 10
 
-func (a *Authority) read(ctx context.Context, name string) ([]byte, error) {
-	r, _, err := a.objects.Open(ctx, name)
+func read(ctx context.Context, objects build.Objects, name string) ([]byte, error) {
+	r, _, err := objects.Open(ctx, name)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", name, err)
 	}
@@ -139,8 +144,8 @@ func (a *Authority) read(ctx context.Context, name string) ([]byte, error) {
 	return text, nil
 }
 
-func (a *Authority) put(ctx context.Context, name string, text []byte, policy build.Policy) error {
-	if err := a.objects.Put(ctx, name, bytes.NewReader(text), policy); err != nil {
+func put(ctx context.Context, objects build.Objects, name string, text []byte, policy build.Policy) error {
+	if err := objects.Put(ctx, name, bytes.NewReader(text), policy); err != nil {
 		return fmt.Errorf("store %s: %w", name, err)
 	}
 	return nil

@@ -276,3 +276,24 @@ func TestPublish(t *testing.T) {
 		}
 	}
 }
+
+// TestPublishKeepsComment: two that write one key with other comments would
+// write for ever. What is no key is replaced.
+func TestPublishKeepsComment(t *testing.T) {
+	faults := &buildtest.Faults{}
+	objects := faults.Objects(buildtest.NewObjects(t))
+	if err := objects.Put(t.Context(), "keys/server.pub", strings.NewReader("no key"), build.PolicyIndex); err != nil {
+		t.Fatal(err)
+	}
+	first := generate(t).Public()
+	renamed := first
+	renamed.Comment = "another comment"
+	for _, key := range []usign.PublicKey{first, renamed, first} {
+		if err := Publish(t.Context(), objects, key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := object(t, objects, "keys/server.pub"); !bytes.Equal(got, first.Marshal()) || faults.Calls(buildtest.OpPut) != 2 {
+		t.Errorf("after %d writes it holds %q", faults.Calls(buildtest.OpPut), got)
+	}
+}

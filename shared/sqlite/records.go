@@ -55,8 +55,8 @@ func newRecords(db *DB) (*Records, error) {
 		to   **sql.Stmt
 		text string
 	}{
-		{db.read, &r.get, `select stamp, rev, schema, case when stamp = ?2 then null else body end from records where id = ?1`},
-		{db.read, &r.due, `select rev, schema, body from records where due_at <= ? order by due_at limit ?`},
+		{db.read, &r.get, `select stamp, ` + outline + `, case when stamp = ?2 then null else body end from records where id = ?1`},
+		{db.read, &r.due, `select ` + outline + `, body from records where due_at <= ? order by due_at limit ?`},
 		{db.read, &r.board, selectBoard},
 		{db.write, &r.create, `insert into records (id, rev, stamp, schema, state, due_at, expires_at, body)
 			values (?1, 1, ?2, ?3, ?4, ?5, ?6, ?7)
@@ -86,19 +86,18 @@ func (r *Records) Get(ctx context.Context, id build.ID) (build.Record, error) {
 		return build.Record{}, err
 	}
 	known, _ := r.seen.Get(id)
-	var stamp, rev int64
-	var schema int
-	var body []byte
+	var stamp int64
+	var f form
 	// A query that can be cancelled costs half as much again.
-	err := r.get.QueryRowContext(context.WithoutCancel(ctx), string(id), known.stamp).Scan(&stamp, &rev, &schema, &body)
+	err := r.get.QueryRowContext(context.WithoutCancel(ctx), string(id), known.stamp).Scan(f.columns(&stamp)...)
 	if errors.Is(err, sql.ErrNoRows) {
 		return build.Record{}, build.ErrNotFound
 	}
 	if err != nil {
 		return build.Record{}, explain(err)
 	}
-	if body != nil {
-		rec, err := decode(rev, schema, body)
+	if f.body != nil {
+		rec, err := f.decode()
 		if err != nil {
 			return build.Record{}, fmt.Errorf("record %s: %w", id.Short(), err)
 		}
@@ -111,16 +110,47 @@ func (r *Records) Get(ctx context.Context, id build.ID) (build.Record, error) {
 	return known.rec, nil
 }
 
-// decode reads a body. One that another version of sysup wrote may not fit;
-// then as much of it is returned as does.
-func decode(rev int64, schema int, body []byte) (build.Record, error) {
+// outline are the columns of every version of sysup.
+const outline = `id, rev, schema, state, due_at, expires_at`
+
+// form is a record as it is stored: the columns of the outline and the body.
+type form struct {
+	id           string
+	rev          int64
+	schema       int
+	state        string
+	due, expires sql.NullInt64
+	body         []byte
+}
+
+// columns are where the outline and the body go, after what stands before them.
+func (f *form) columns(before ...any) []any {
+	return append(before, &f.id, &f.rev, &f.schema, &f.state, &f.due, &f.expires, &f.body)
+}
+
+// decode reads the record, and of one that another version of sysup wrote not
+// its body.
+func (f *form) decode() (build.Record, error) {
+	if f.schema != build.Schema {
+		return build.Record{
+			ID: build.ID(f.id), Rev: f.rev, Schema: f.schema, State: build.State(f.state),
+			DueAt: timeOf(f.due), ExpiresAt: timeOf(f.expires),
+		}, nil
+	}
 	var rec build.Record
-	err := json.Unmarshal(body, &rec)
-	if err != nil && schema == build.Schema {
+	if err := json.Unmarshal(f.body, &rec); err != nil {
 		return build.Record{}, fmt.Errorf("its stored form is damaged: %w", err)
 	}
-	rec.Rev, rec.Schema = rev, schema
+	rec.Rev, rec.Schema = f.rev, f.schema
 	return rec, nil
+}
+
+// timeOf is the zero time for null.
+func timeOf(ms sql.NullInt64) time.Time {
+	if !ms.Valid {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms.Int64).UTC()
 }
 
 // Create implements build.Records.
@@ -219,13 +249,11 @@ func scanRecords(rows *sql.Rows) ([]build.Record, error) {
 	defer rows.Close()
 	var list []build.Record
 	for rows.Next() {
-		var rev int64
-		var schema int
-		var body []byte
-		if err := rows.Scan(&rev, &schema, &body); err != nil {
+		var f form
+		if err := rows.Scan(f.columns()...); err != nil {
 			return nil, explain(err)
 		}
-		rec, err := decode(rev, schema, body)
+		rec, err := f.decode()
 		if err != nil {
 			return nil, fmt.Errorf("a record: %w", err)
 		}
@@ -304,8 +332,10 @@ func readBoard(row *sql.Row) (build.Board, sql.NullInt64, error) {
 }
 
 // countPending leaves out what the board was not told of: it will not be told
-// of its end either.
-const countPending = `select count(*) from records where state in ('queued', 'building') and json_extract(cast(body as text), '$.uncounted') is not 1`
+// of its end either. Of what another version of sysup wrote, only that can be
+// told what is in the columns.
+var countPending = fmt.Sprintf(`select count(*) from records where state in ('queued', 'building')
+	and case schema when %d then json_extract(cast(body as text), '$.uncounted') end is not 1`, build.Schema)
 
 // Pending counts the records that are queued or building and on the board.
 func (r *Records) Pending(ctx context.Context) (n int64, err error) {
@@ -355,7 +385,7 @@ func (db *DB) Orphan(ctx context.Context) error {
 }
 
 func (db *DB) building(ctx context.Context) ([]build.Record, error) {
-	rows, err := db.read.QueryContext(ctx, `select rev, schema, body from records where state = ? and schema = ?`, string(build.Building), build.Schema)
+	rows, err := db.read.QueryContext(ctx, `select `+outline+`, body from records where state = ? and schema = ?`, string(build.Building), build.Schema)
 	if err != nil {
 		return nil, explain(err)
 	}

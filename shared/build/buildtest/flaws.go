@@ -14,6 +14,7 @@ const (
 	ReplaceRevives     Flaw = "Replace stores over an expired record"
 	RevisionStays      Flaw = "Replace does not raise the revision"
 	ExpiredRead        Flaw = "Get returns expired records"
+	ForeignWhole       Flaw = "Get and Due return all of what another version stored"
 	StaleRead          Flaw = "Get returns what it read before while the revision is the same"
 	DeleteUnchecked    Flaw = "Delete does not compare revisions"
 	DeleteGoneFails    Flaw = "Delete fails if the record is gone"

@@ -22,6 +22,7 @@ var recordsFlaws = map[Flaw]string{
 	ReplaceRevives:     "an expired record is not replaced",
 	RevisionStays:      "replacing raises the revision by one",
 	ExpiredRead:        "an expired record is not found",
+	ForeignWhole:       "of a record that another version of sysup wrote there is the outline",
 	StaleRead:          "a record made anew is not mistaken for its predecessor",
 	DeleteUnchecked:    "deleting an outdated record fails and changes nothing",
 	DeleteGoneFails:    "deleting twice is no error",

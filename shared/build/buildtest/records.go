@@ -34,13 +34,21 @@ var recordsContract = contract[build.Records]{
 		rec = replaced(t, r, rec, rec.Finish(fullResult(rec), build.DefaultLifetimes, build.Now()))
 		wantStored(t, r, rec, 3)
 	}},
-	{"a record that another version of sysup wrote keeps its schema", func(t testing.TB, r build.Records) {
-		rec := NewRecord()
-		rec.Schema = build.Schema + 1
-		created(t, r, rec)
-		if got := get(t, r, rec.ID); got.Schema != rec.Schema {
-			t.Errorf("schema %d comes back as %d", rec.Schema, got.Schema)
+	{"of a record that another version of sysup wrote there is the outline", func(t testing.TB, r build.Records) {
+		for _, rec := range []build.Record{foreign(t, r, build.Queued, time.Time{}), foreign(t, r, build.Done, build.Now().Add(time.Hour)), foreign(t, r, "paused", build.Now().Add(time.Hour))} {
+			wantStored(t, r, rec, rec.Rev)
+			eventually(t, "the record is due", func() bool {
+				list, err := r.Due(t.Context(), rec.DueAt, 10)
+				check(t, err, "Due")
+				return slices.ContainsFunc(list, func(due build.Record) bool { return text(t, due) == text(t, rec) })
+			})
 		}
+	}},
+	{"a record that another version of sysup wrote expires", func(t testing.TB, r build.Records) {
+		rec := foreign(t, r, build.Failed, build.Now().Add(-time.Minute))
+		wantMissing(t, r, rec.ID)
+		fresh := created(t, r, freshOf(rec))
+		wantStored(t, r, fresh, 1)
 	}},
 	{"creating again fails and changes nothing", func(t testing.TB, r build.Records) {
 		rec := created(t, r, NewRecord())
@@ -281,6 +289,17 @@ func failed(t testing.TB, r build.Records, life time.Duration, at time.Time) bui
 	rec := created(t, r, NewRecord())
 	failure := build.Fail(build.KindUpstream, "The upstream did not answer.")
 	return replaced(t, r, rec, rec.FailWith(failure, build.Lifetimes{Failed: life}, at))
+}
+
+// foreign stores a record as a newer version of sysup may, and returns its
+// outline.
+func foreign(t testing.TB, r build.Records, state build.State, expires time.Time) build.Record {
+	t.Helper()
+	old := created(t, r, NewRecord())
+	rec := old.Claim("worker-2", build.NewAttempt(), build.Now())
+	rec.Schema, rec.State, rec.ExpiresAt, rec.DueAt = build.Schema+1, state, expires, build.Now()
+	replaced(t, r, old, rec)
+	return build.Record{ID: rec.ID, Rev: 2, Schema: rec.Schema, State: state, DueAt: rec.DueAt, ExpiresAt: expires}
 }
 
 func expired(t testing.TB, r build.Records) build.Record {
