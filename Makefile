@@ -30,6 +30,7 @@ setup:
 	@scripts/setup
 	@scripts/engines
 	@scripts/emulator install
+	@scripts/schemathesis install
 
 lint:
 	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo 'gofmt -w the files above'; exit 1; }
@@ -42,7 +43,7 @@ distribution: setup
 	$(GO) run ./scripts/demo
 
 test: setup lint distribution builders
-	@echo "engines: SQLite $$($(GO) list -m -f '{{.Version}}' modernc.org/sqlite) (modernc.org/sqlite), goqite $$($(GO) list -m -f '{{.Version}}' maragu.dev/goqite), a directory on $$(stat -f -c %T .), $$(scripts/engines names), $$(scripts/emulator names), in-memory fakes"
+	@echo "engines: SQLite $$($(GO) list -m -f '{{.Version}}' modernc.org/sqlite) (modernc.org/sqlite), goqite $$($(GO) list -m -f '{{.Version}}' maragu.dev/goqite), a directory on $$(stat -f -c %T .), $$(scripts/engines names), $$(scripts/emulator names), $$(scripts/schemathesis name), in-memory fakes"
 	$(GO) test -race -shuffle=on -timeout 20m ./...
 
 # All of template.yaml on the emulator, and all that can happen to it. It is among the tests of `make test` too, which

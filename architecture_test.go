@@ -36,6 +36,7 @@ var layout = map[string][]string{
 	"shared/changes":         {},
 	"shared/usign":           {},
 	"shared/api":             {"shared/build", "shared/catalog", "shared/client", "shared/changes", "shared/web"},
+	"shared/api/apitest":     {},
 	"shared/web":             {"shared/build", "shared/catalog"},
 	"shared/client":          {"shared/build", "shared/usign"},
 	"shared/settings":        {},

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"path/filepath"
 	"time"
 
@@ -154,10 +153,7 @@ func (j *job) tree(ctx context.Context) (*imagebuilder.Tree, error) {
 	if err := j.checkRevision(revision); err != nil {
 		return nil, err
 	}
-	return j.Trees.Tree(ctx, imagebuilder.Source{
-		URL: archive.URL, Name: archive.Name, SHA256: archive.SHA256,
-		Key: path.Join("imagebuilder", plan.Version, plan.Target, archive.Name),
-	}, j.flight.stage)
+	return j.Trees.Tree(ctx, Source(plan.Version, plan.Target, archive), j.flight.stage)
 }
 
 // checkRevision holds a revision against the one that the request was resolved

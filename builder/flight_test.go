@@ -26,7 +26,7 @@ func takeOff(t *testing.T) airborne { return takeOffWith(t, func(*Config) {}) }
 func takeOffWith(t *testing.T, change func(*Config)) airborne {
 	t.Helper()
 	records, faults := buildtest.NewRecords(t), &buildtest.Faults{}
-	queue := buildtest.NewQueue(t, build.Lease)
+	queue := buildtest.NewQueue(t, build.Visibility)
 	rec := buildtest.NewRecord()
 	err := errors.Join(records.Create(t.Context(), rec), queue.Send(t.Context(), rec.ID, build.ClassBulk, ""))
 	if err != nil {
@@ -84,6 +84,28 @@ func TestHeartbeat(t *testing.T) {
 	})
 }
 
+// TestMessageOutlastsLease: whoever receives the message of a worker that is
+// lost may claim the build. If he came too early, the message would be hidden
+// once more.
+func TestMessageOutlastsLease(t *testing.T) {
+	for _, lived := range []time.Duration{0, time.Second, build.Heartbeat, 3*build.Heartbeat + time.Second, 10 * time.Minute} {
+		synctest.Test(t, func(t *testing.T) {
+			a := takeOff(t)
+			time.Sleep(lived)
+			synctest.Wait()
+			a.stop() // as if it was killed: nobody gives anything back
+			begin := time.Now()
+			if _, err := a.queue.Receive(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			rec, waited := a.stored(t), time.Since(begin)
+			if !rec.Claimable(build.Now()) || waited > build.Visibility {
+				t.Errorf("of a worker that was lost after %s the message comes after %s, and the lease has %s to go", lived, waited, time.Until(rec.LeaseUntil))
+			}
+		})
+	}
+}
+
 // deafQueue never answers Extend.
 type deafQueue struct {
 	build.Queue
@@ -138,4 +160,28 @@ func TestHeartbeatFails(t *testing.T) {
 		}
 		a.stop()
 	})
+}
+
+// TestForeignMessage: a build that another version of sysup keeps is that
+// version's, in whatever state, and so is its message.
+func TestForeignMessage(t *testing.T) {
+	for _, state := range []build.State{build.Queued, build.Building, build.Done, build.Failed, "paused"} {
+		records, queue := buildtest.NewRecords(t), buildtest.NewQueue(t, build.Visibility)
+		rec := buildtest.NewRecord()
+		foreign := rec
+		foreign.Schema, foreign.State = build.Schema+1, state
+		err := errors.Join(records.Create(t.Context(), rec), records.Replace(t.Context(), rec, foreign), queue.Send(t.Context(), rec.ID, build.ClassBulk, ""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := queue.Receive(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		writes := records.Writes()
+		err = New("worker", Config{Records: records, Queue: queue, Log: slog.New(slog.DiscardHandler)}).handle(t.Context(), m)
+		if err != nil || records.Writes() != writes || queue.Len() != 1 {
+			t.Errorf("of a build that is %q, %d writes were made and %d messages are left (%v)", state, records.Writes()-writes, queue.Len(), err)
+		}
+	}
 }

@@ -37,6 +37,7 @@ var promises = map[string]func(template) []string{
 	"origin":      originSecretIsShared,
 	"parameters":  defaultsThatWork,
 	"effects":     noStatementDenies,
+	"refusals":    refusalsAreCounted,
 }
 
 func TestTemplate(t *testing.T) {
@@ -147,6 +148,7 @@ var permissions = map[string][]string{
 	},
 	"BuilderExecutionRole": {
 		"ecr:GetAuthorizationToken *",
+		"ecr:BatchCheckLayerAvailability Repository.Arn",
 		"ecr:BatchGetImage Repository.Arn",
 		"ecr:GetDownloadUrlForLayer Repository.Arn",
 		"logs:CreateLogStream BuilderLog.Arn",
@@ -421,6 +423,14 @@ func nothingThatCostsAtRest(t template) []string {
 	return problems
 }
 
+// refusalsAreCounted: 503, and for auc 500, since that is all it prints.
+func refusalsAreCounted(t template) []string {
+	return properties(t, "Refused", map[string]string{
+		"LogGroupName":  "ApiLog",
+		"FilterPattern": `{ $.msg = "answered" && ($.status = 503 || ($.status = 500 && $.agent = "auc*")) }`,
+	})
+}
+
 // ourMetrics are what the code sends.
 var ourMetrics = []string{
 	aws.MetricPending, aws.MetricAlive, aws.MetricDeadLetters, aws.MetricCatalogueAge, aws.MetricBuildSeconds, aws.MetricDone, aws.MetricFailed, aws.MetricRefused,
@@ -640,6 +650,9 @@ func behavioursInOrder(t template) []string {
 	}
 	if got := words(t.property("CrossOrigin", "ResponseHeadersPolicyConfig", "CorsConfig", "AccessControlAllowOrigins")); got != "Items *" {
 		problems = append(problems, "web pages of others cannot read images: "+got)
+	}
+	if code := words(t.property("CollapseSlashes", "FunctionCode")); !strings.Contains(code, `replace(/^\/+/, '/')`) {
+		problems = append(problems, "slashes elsewhere than at the beginning lead past the behaviour of private results: "+code)
 	}
 	if t.property("Distribution", "DistributionConfig", "Logging") != nil {
 		problems = append(problems, "access logs hold the addresses of results, which give access to them")

@@ -56,6 +56,12 @@ type OutputFile struct {
 // image, and of KindOutput if what it left breaks a rule: the folder's content
 // comes from package scripts and is not to be trusted.
 func Collect(dir, profile string) (*Output, error) {
+	return collect(dir, profile, nil)
+}
+
+// collect is Collect. told is what the tree says of itself if it is one that
+// writes no profiles.json, else nil; then the images are known by their names.
+func collect(dir, profile string, told *overview) (*Output, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, err
@@ -65,17 +71,30 @@ func Collect(dir, profile string) (*Output, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !slices.Contains(names, "profiles.json") {
-		return nil, build.Fail(build.KindTooBig, "The ImageBuilder left no image: what was chosen is too big for this device. Leave packages out.")
+	text, err := profilesOfBuild(root, profile, names, told)
+	if err != nil {
+		return nil, err
 	}
 	out := &Output{}
-	if err := out.profiles(root, profile); err != nil {
+	if err := out.profiles(text, profile); err != nil {
 		return nil, err
 	}
 	if err := out.manifest(root, names); err != nil {
 		return nil, err
 	}
 	return out, out.hash(root, names)
+}
+
+// profilesOfBuild is the profiles.json that the build left, or the one that it
+// would have left.
+func profilesOfBuild(root *os.Root, profile string, names []string, told *overview) ([]byte, error) {
+	switch {
+	case slices.Contains(names, "profiles.json"):
+		return readAll(root, "profiles.json", maxProfilesJSON)
+	case told != nil:
+		return told.of(profile, names)
+	}
+	return nil, build.Fail(build.KindTooBig, "The ImageBuilder left no image: what was chosen is too big for this device. Leave packages out.")
 }
 
 // reserved are the names that the builder itself adds to a result.
@@ -158,11 +177,7 @@ type profilesJSON struct {
 	} `json:"profiles"`
 }
 
-func (o *Output) profiles(root *os.Root, id string) error {
-	text, err := readAll(root, "profiles.json", maxProfilesJSON)
-	if err != nil {
-		return err
-	}
+func (o *Output) profiles(text []byte, id string) (err error) {
 	var all profilesJSON
 	if o.json, err = decodeProfiles(text, &all); err != nil {
 		return build.Fail(build.KindOutput, "The build left a profiles.json that cannot be read.")
@@ -365,7 +380,7 @@ func (o *Output) rewrite(root *os.Root) (OutputFile, error) {
 	if err != nil {
 		return OutputFile{}, err
 	}
-	if err := root.Remove("profiles.json"); err != nil {
+	if err := root.Remove("profiles.json"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return OutputFile{}, err
 	}
 	if err := root.WriteFile("profiles.json", text, 0o644); err != nil {

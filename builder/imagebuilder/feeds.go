@@ -65,10 +65,13 @@ func (v *View) feeds(tree string) string {
 	return list.String()
 }
 
+// feedLine is the request's feed in the list. opkg keeps an index under its
+// feed's name, so that one called as a feed of the tree, "imagebuilder" say,
+// would take its place.
 func feedLine(repo build.Repository, apk bool) string {
 	switch {
 	case !apk:
-		return "src/gz " + repo.Name + " " + repo.URL
+		return "src/gz request_" + repo.Name + " " + repo.URL
 	case strings.HasSuffix(repo.URL, ".adb"):
 		return repo.URL
 	}
@@ -84,10 +87,19 @@ func isFeed(line string, apk bool) bool {
 	return strings.HasPrefix(line, "src/gz ")
 }
 
+// explainFeed adds to the failure of a feed that it may be one of the request's.
+// opkg does not say whose signature did not hold.
+func (v *View) explainFeed(f *build.Failure) *build.Failure {
+	if f.Kind == build.KindUpstream && len(v.plan.Repositories) > 0 {
+		f.Detail += " The request brings feeds of its own: look whether their addresses are right, whether they are for this version and architecture, and whether repository_keys has the key that signs them."
+	}
+	return f
+}
+
 // keyFile gives a key the name under which opkg and apk look for it.
 func keyFile(i int, key string) (name string, text []byte, err error) {
 	if strings.HasPrefix(key, "-----BEGIN") {
-		return fmt.Sprintf("request-%d.pem", i), []byte(key), nil
+		return fmt.Sprintf("request-%d.pem", i), []byte(strings.TrimSpace(key) + "\n"), nil
 	}
 	text = []byte("untrusted comment: feed of the request\n" + key + "\n")
 	public, err := usign.ParsePublicKey(text)

@@ -2,10 +2,14 @@ package imagebuilder
 
 import (
 	"bufio"
+	"cmp"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,6 +26,11 @@ type offers struct {
 	before    []string // targets that make image runs first, and _call_image does not
 	rootfs    []string // file systems that are switched on, as CONFIG_TARGET_ROOTFS_ names
 	apk       bool     // packages are apk's
+
+	overviews bool   // it writes a profiles.json beside the images
+	arch      string // of its packages, "" if it does not say
+	revision  string
+	epoch     int64 // SOURCE_DATE_EPOCH
 
 	partitioned bool // images are disks whose root file system has a partition
 	partition   int  // its size in MiB
@@ -40,6 +49,7 @@ const maxTreeFile = 4 << 20
 func inspect(tree string) (offers, error) {
 	var o offers
 	err := eachLine(filepath.Join(tree, "Makefile"), func(line string) {
+		o.overviews = o.overviews || strings.Contains(line, "json_overview_image_info")
 		o.callImage = o.callImage || strings.HasPrefix(line, "_call_image:")
 		for _, target := range []string{"_check_profile", "_check_keys"} {
 			if strings.Contains(line, target) && !slices.Contains(o.before, target) {
@@ -59,8 +69,64 @@ func inspect(tree string) (offers, error) {
 		}
 		o.partitioned = o.partitioned || line == "CONFIG_USES_ROOTFS_PART=y"
 		o.apk = o.apk || line == "CONFIG_USE_APK=y"
+		o.overviews = o.overviews && line != "# CONFIG_JSON_OVERVIEW_IMAGE_INFO is not set" // 19.07 has both
+		if arch, ok := strings.CutPrefix(line, "CONFIG_TARGET_ARCH_PACKAGES="); ok {
+			o.arch = strings.Trim(arch, `"`)
+		}
 	})
-	return o, err
+	if err == nil {
+		err = o.inspectVersion(tree)
+	}
+	if o.overviews {
+		return o, err
+	}
+	o.callImage = false // not tried on any such tree
+	return o, cmp.Or(err, o.inspectAge(tree))
+}
+
+// feedArch is the part of a feed's address that names the architecture.
+var feedArch = regexp.MustCompile(`/packages/([A-Za-z0-9][A-Za-z0-9_.+-]{0,63})/`)
+
+// inspectVersion reads what make info may leave out.
+func (o *offers) inspectVersion(tree string) error {
+	err := eachLine(filepath.Join(tree, "include", "version.mk"), func(line string) {
+		name, value, _ := strings.Cut(line, ":=")
+		switch strings.TrimSpace(name) {
+		case "REVISION":
+			o.revision = cmp.Or(o.revision, strings.TrimSpace(value))
+		case "SOURCE_DATE_EPOCH":
+			if n, err := strconv.ParseInt(strings.TrimSpace(value), 10, 64); err == nil {
+				o.epoch = max(n, 0)
+			}
+		}
+	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, list := range []string{"repositories.conf", "repositories"} {
+		err := eachLine(filepath.Join(tree, list), func(line string) {
+			if m := feedArch.FindStringSubmatch(line); m != nil && o.arch == "" {
+				o.arch = m[1]
+			}
+		})
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// inspectAge takes the tree's own age for its SOURCE_DATE_EPOCH where it says
+// none, as up to 18.06: archives keep times.
+func (o *offers) inspectAge(tree string) error {
+	if o.epoch > 0 {
+		return nil
+	}
+	info, err := os.Stat(filepath.Join(tree, ".config"))
+	if err == nil {
+		o.epoch = max(info.ModTime().Unix(), 0)
+	}
+	return err
 }
 
 func eachLine(name string, f func(string)) error {

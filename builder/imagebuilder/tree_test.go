@@ -21,7 +21,7 @@ func writeTree(t *testing.T, makefile, config string) string {
 }
 
 const (
-	newMakefile = "TOPDIR:=${CURDIR}\n_check_profile: FORCE\nifneq ($(PROFILE),)\nendif\n_check_keys: FORCE\n_call_image: staging_dir/host/.prereq-build\n\techo\nimage:\n"
+	newMakefile = "TOPDIR:=${CURDIR}\n_check_profile: FORCE\nifneq ($(PROFILE),)\nendif\n_check_keys: FORCE\n_call_image: staging_dir/host/.prereq-build\n\techo\n\t$(MAKE) -s json_overview_image_info\nimage:\n"
 	oldMakefile = "image:\n\t$(MAKE) _image\n"
 	disk        = "CONFIG_TARGET_ROOTFS_EXT4FS=y\nCONFIG_TARGET_ROOTFS_SQUASHFS=y\nCONFIG_TARGET_ROOTFS_TARGZ=y\n# CONFIG_TARGET_ROOTFS_CPIOGZ is not set\nCONFIG_TARGET_ROOTFS_PARTSIZE=104\nCONFIG_TARGET_ROOTFS_PARTNAME=\"\"\n"
 	flash       = "CONFIG_TARGET_ROOTFS_SQUASHFS=y\nCONFIG_USE_APK=y\n"

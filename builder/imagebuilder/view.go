@@ -51,6 +51,7 @@ type View struct {
 	commands   [][]string
 	out        string // the output folder on this side
 	transcript *Transcript
+	told       *overview // what the tree says of itself, if it writes no profiles.json
 }
 
 // tools is where the ImageBuilder finds the host's programs.
@@ -130,6 +131,9 @@ func (v *View) calls() (commands [][]string, note string) {
 	}
 	common := []string{"BIN_DIR=" + v.inside(outFolder), "EXTRA_IMAGE_NAME=" + v.setting.ExtraName}
 	packages := strings.Join(v.packages(), " ")
+	if !v.offered.overviews {
+		commands = append(commands, prerequisites)
+	}
 	if len(variables) == 0 {
 		call := append([]string{"make", "image", "PROFILE=" + v.plan.Profile, "PACKAGES=" + packages}, common...)
 		return append(commands, v.optional(call, "FILES=", "ROOTFS_PARTSIZE=")), note
@@ -141,6 +145,11 @@ func (v *View) calls() (commands [][]string, note string) {
 	call = v.optional(call, "USER_FILES=", "CONFIG_TARGET_ROOTFS_PARTSIZE=")
 	return append(commands, append(call, variables...)), note
 }
+
+// prerequisites are checked by trees of all ages. Those up to 19.07 refuse to
+// work without Python 2, which few of their targets use and today's hosts do not
+// have, so what is missing is only said.
+var prerequisites = []string{"sh", "-c", "make -s staging_dir/host/.prereq-build || { mkdir -p staging_dir/host && touch staging_dir/host/.prereq-build; }"}
 
 func (v *View) optional(call []string, files, size string) []string {
 	if v.plan.Defaults != "" {
@@ -181,6 +190,12 @@ func (v *View) Make(ctx context.Context, log io.Writer, stage func(build.Stage))
 	defer stop()
 	v.transcript = NewTranscript(log, stage)
 	v.transcript.hopeless = stop
+	if !v.offered.overviews {
+		var err error
+		if v.told, err = v.info(ctx); err != nil {
+			return err
+		}
+	}
 	err := v.run(ctx)
 	if exit, ok := errors.AsType[*sandbox.ExitError](err); ok {
 		fmt.Fprintf(log, "[make ended with status %d]\n", exit.Code)
@@ -207,7 +222,7 @@ func (v *View) judge(err error) error {
 	feed := v.transcript.Feed()
 	switch {
 	case feed != nil:
-		return feed
+		return v.explainFeed(feed)
 	case errors.Is(err, sandbox.ErrTimeLimit):
 		return build.Fail(build.KindTime, "The ImageBuilder did not finish within %s. Ask for fewer packages, or tell the operator of this server.", v.setting.TimeLimit)
 	case errors.Is(err, sandbox.ErrKilled), exited && exit.Signal == syscall.SIGKILL:
@@ -217,15 +232,20 @@ func (v *View) judge(err error) error {
 	case err != nil:
 		return fault("run the ImageBuilder", err)
 	}
-	if failure := v.transcript.TooBig(); failure != nil && !v.hasProfiles() {
+	if failure := v.transcript.TooBig(); failure != nil && !v.hasImages() {
 		return failure
 	}
 	return nil
 }
 
-func (v *View) hasProfiles() bool {
-	_, err := os.Lstat(filepath.Join(v.out, "profiles.json"))
-	return err == nil
+// hasImages tells whether there is anything to collect, by the file that lists
+// it or, in trees that write none, by the files' names.
+func (v *View) hasImages() bool {
+	entries, _ := os.ReadDir(v.out)
+	return slices.ContainsFunc(entries, func(e os.DirEntry) bool {
+		_, image := parseImageName(e.Name())
+		return e.Name() == "profiles.json" || v.told != nil && image
+	})
 }
 
 // Tails are the ends of what the calls printed, for people. Make has returned.
@@ -235,7 +255,7 @@ func (v *View) Tails() (stdout, stderr string) {
 
 // Collect reads what make left.
 func (v *View) Collect() (*Output, error) {
-	output, err := Collect(v.out, v.plan.Profile)
+	output, err := collect(v.out, v.plan.Profile, v.told)
 	if err != nil {
 		return nil, err
 	}

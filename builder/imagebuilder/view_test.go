@@ -59,8 +59,8 @@ func TestFeedsOfMirror(t *testing.T) {
 		{"openwrt itself", "https://downloads.openwrt.org", build.Plan{}, ""},
 		{"no word on it", "", build.Plan{}, ""},
 		{"mirror", "http://mirror.example/openwrt", build.Plan{}, "src/gz openwrt_core http://mirror.example/openwrt/releases/24.10.5/targets/x86/64/packages\nsrc imagebuilder file:packages\noption check_signature\n"},
-		{"append", "", build.Plan{Repositories: own, RepositoriesMode: "append"}, "src/gz own https://feeds.example/own\n" + list},
-		{"replace", "http://mirror.example", build.Plan{Repositories: own, RepositoriesMode: "replace"}, "src/gz own https://feeds.example/own\nsrc imagebuilder file:packages\noption check_signature\n"},
+		{"append", "", build.Plan{Repositories: own, RepositoriesMode: "append"}, "src/gz request_own https://feeds.example/own\n" + list},
+		{"replace", "http://mirror.example", build.Plan{Repositories: own, RepositoriesMode: "replace"}, "src/gz request_own https://feeds.example/own\nsrc imagebuilder file:packages\noption check_signature\n"},
 	} {
 		tree, folder := t.TempDir(), t.TempDir()
 		if err := os.WriteFile(filepath.Join(tree, "repositories.conf"), []byte(list), 0o644); err != nil {

@@ -61,9 +61,9 @@ func (k *keeper) ready(ctx context.Context) error {
 	if k.service.Secret != nil {
 		return nil
 	}
-	if now := time.Now(); !now.Before(k.next) {
+	if build.Since(k.next) >= 0 {
+		k.next = time.Now().Add(secretPause)
 		k.err = k.load(ctx)
-		k.next = now.Add(secretPause)
 	}
 	return k.err
 }

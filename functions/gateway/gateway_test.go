@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -195,6 +196,49 @@ func TestLargestAnswer(t *testing.T) {
 		}
 	}
 }
+
+// TestLargeAnswerIsNotRead: an object that is too large is not fetched to its
+// end, and not at all if its size is known.
+func TestLargeAnswerIsNotRead(t *testing.T) {
+	const size, buffer = 64 << 20, 32 << 10 // the buffer is io.Copy's
+	for _, c := range []struct {
+		method, length string
+		most, status   int
+	}{
+		{"GET", "", maxAnswer + buffer, 500},
+		{"GET", strconv.Itoa(size), buffer, 500},
+		{"HEAD", "", size, 200},
+		{"HEAD", strconv.Itoa(size), size, 200},
+	} {
+		read := 0
+		source := readerFunc(func(p []byte) (int, error) {
+			n := min(len(p), size-read)
+			if n == 0 {
+				return 0, io.EOF
+			}
+			read += n
+			return n, nil
+		})
+		answer := call(t, func(w http.ResponseWriter, r *http.Request) {
+			if c.length != "" {
+				w.Header().Set("Content-Length", c.length)
+			}
+			io.Copy(w, source)
+		}, event(c.method, "/", ""))
+		if answer.StatusCode != c.status || read > c.most {
+			t.Errorf("%s with the length %q has status %d after %d bytes were read, want at most %d", c.method, c.length, answer.StatusCode, read, c.most)
+		}
+		if c.status == 500 {
+			wantDetail(t, answer, "too large")
+		} else if answer.Headers["Content-Length"] != strconv.Itoa(size) {
+			t.Errorf("%s has the length %s", c.method, answer.Headers["Content-Length"])
+		}
+	}
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 func wantDetail(t testing.TB, answer events.APIGatewayV2HTTPResponse, want string) {
 	t.Helper()

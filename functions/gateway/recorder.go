@@ -3,6 +3,7 @@ package gateway
 import (
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"strconv"
 	"strings"
@@ -11,8 +12,8 @@ import (
 	"github.com/aws/aws-lambda-go/events"
 )
 
-// recorder is the ResponseWriter of one request. What is written after the
-// limit is counted and dropped.
+// recorder is the ResponseWriter of one request. Of what a HEAD writes it only
+// counts the bytes.
 type recorder struct {
 	header  http.Header
 	sent    http.Header // header at the time of WriteHeader
@@ -20,7 +21,11 @@ type recorder struct {
 	head    bool
 	body    []byte
 	written int64
+	refused bool // it is too large
 }
+
+// errTooLarge ends the copying of an answer that will not be sent.
+var errTooLarge = errors.New("this answer is too large for Lambda")
 
 func (w *recorder) Header() http.Header { return w.header }
 
@@ -35,10 +40,17 @@ func (w *recorder) Write(b []byte) (int, error) {
 	if w.status == http.StatusNoContent || w.status == http.StatusNotModified {
 		return 0, http.ErrBodyNotAllowed
 	}
-	w.written += int64(len(b))
-	if room := maxAnswer - len(w.body); room > 0 && (!w.head || len(w.body) < sniffed) {
-		w.body = append(w.body, b[:min(room, len(b))]...)
+	length, _ := strconv.ParseInt(w.sent.Get("Content-Length"), 10, 64) // 0 where it is not known before
+	w.refused = w.refused || !w.head && max(length, int64(len(w.body)+len(b))) > maxAnswer
+	if w.refused {
+		return 0, errTooLarge
 	}
+	w.written += int64(len(b))
+	kept := b
+	if w.head {
+		kept = b[:min(len(b), sniffed-len(w.body))]
+	}
+	w.body = append(w.body, kept...)
 	return len(b), nil
 }
 
@@ -47,7 +59,7 @@ const sniffed = 512 // bytes that tell a content type
 // answer is the event's answer. HEAD has the headers of GET and no body.
 func (w *recorder) answer() events.APIGatewayV2HTTPResponse {
 	w.WriteHeader(http.StatusOK)
-	if w.written > maxAnswer && !w.head {
+	if w.refused {
 		return problem(http.StatusInternalServerError, "This answer is too large for this address. Fetch it by the public address of this server.")
 	}
 	if w.sent.Get("Content-Type") == "" && len(w.body) > 0 {

@@ -214,6 +214,30 @@ func TestTemplate(t *testing.T) {
 	}
 }
 
+// TestProse: the limits that docs/deploy.md names beside the tables are those
+// of the templates.
+func TestProse(t *testing.T) {
+	text := func(file string) string {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.ReplaceAll(string(b), ",", "")
+	}
+	doc := text("../../docs/deploy.md")
+	for _, c := range []struct{ file, pattern, prose string }{
+		{"../../template.yaml", `ThrottlingRateLimit: (\d+)`, `throttle \((\d+) a second`},
+		{"../../template.yaml", `ThrottlingRateLimit: (\d+)`, `for the account (\d+) in the template`},
+		{"../../template.yaml", `ThrottlingBurstLimit: (\d+)`, `bursts of (\d+)`},
+		{"../waf.yaml", `(?s)RequestsPerFiveMinutes:.*?Default: (\d+)`, `requests of one address \| (\d+) in five minutes`},
+	} {
+		set, said := regexp.MustCompile(c.pattern).FindStringSubmatch(text(c.file)), regexp.MustCompile(c.prose).FindAllStringSubmatch(doc, -1)
+		if set == nil || len(said) != 1 || said[0][1] != set[1] {
+			t.Errorf("%s of %s is %q, docs/deploy.md says %q", c.pattern, c.file, set, said)
+		}
+	}
+}
+
 // TestPolls is the sum of one million polls with the built-in prices: 0.20
 // Lambda, 0.0667 its time, 1.00 API Gateway, 0.25 reads, 1.00 and 0.425
 // CloudFront, 0.50 logs.

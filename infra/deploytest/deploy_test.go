@@ -81,6 +81,9 @@ func (s *stack) talk(t *testing.T) {
 	if n := len(s.tasks()); n != 0 {
 		t.Errorf("%d builders run before anybody asked for an image", n)
 	}
+	if resp, key := s.get(t, http.MethodGet, "/keys/server.pub", nil); resp.StatusCode != http.StatusOK || !bytes.Contains(key, []byte("RW")) {
+		t.Errorf("before the first builder, the server's public key is answered by %s: %s", resp.Status, key)
+	}
 	const body = `{"distro": "openwrt", "version": "` + version + `", "target": "x86", "subtarget": "64", "board": "generic", "packages": ["nano"]}`
 	var got answer2018
 	resp, text := s.get(t, http.MethodPost, "/api/upgrade-request", strings.NewReader(body))
@@ -184,6 +187,7 @@ func (s *stack) headers(t *testing.T) {
 		{"GET", "/store/" + result.BinDir + "/build.json", 200, build.CacheForever, true},
 		{"GET", "/store/" + result.BinDir + "/no-such-file", 404, "", true},
 		{"GET", "/keys/server.pub", 200, build.CacheBriefly, true},
+		{"GET", "//keys/server.pub", 200, build.CacheBriefly, true},
 		{"GET", "/json/v1/overview.json", 200, build.CacheBriefly, true},
 		{"GET", "//json/v1/latest.json", 200, build.CacheBriefly, true},
 		{"GET", "/api/v1/overview", 200, build.CacheBriefly, false},

@@ -9,6 +9,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
 	"github.com/aws/aws-sdk-go-v2/service/lambda"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/ssm"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/aws/smithy-go"
@@ -30,6 +31,9 @@ func (s *stack) roles(t *testing.T) {
 		}},
 		{"read the request secret", "Api", readParameter(t, "/sysup/main/request-secret")},
 		{"read the server's key", "Certifier", readParameter(t, "/sysup/main/server-key")},
+		{"read the server's public key", "Housekeeper", readParameter(t, "/sysup/main/server-pub")},
+		{"remove a worker's old key", "Housekeeper", s.remove(t, "keys/worker-none.pub")},
+		{"remove the server's public key", "nobody", s.remove(t, "keys/server.pub")},
 	} {
 		for name, config := range roles {
 			err := c.do(config)
@@ -48,6 +52,13 @@ func (s *stack) roles(t *testing.T) {
 func readParameter(t *testing.T, name string) func(sdk.Config) error {
 	return func(c sdk.Config) error {
 		_, err := ssm.NewFromConfig(c).GetParameter(t.Context(), &ssm.GetParameterInput{Name: &name, WithDecryption: sdk.Bool(true)})
+		return err
+	}
+}
+
+func (s *stack) remove(t *testing.T, key string) func(sdk.Config) error {
+	return func(c sdk.Config) error {
+		_, err := s3.NewFromConfig(c, func(o *s3.Options) { o.UsePathStyle = true }).DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: &s.outputs.Bucket, Key: &key})
 		return err
 	}
 }

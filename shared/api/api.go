@@ -29,6 +29,14 @@ type Catalog interface {
 	Overview(ctx context.Context) (catalog.Overview, error)
 	Device(ctx context.Context, version, target, profile, model string) (*catalog.Device, error)
 	Revision(ctx context.Context, version, target string) (string, error)
+	Library
+}
+
+// Library is what the files of the static catalogue are made of.
+type Library interface {
+	Parts(ctx context.Context) (map[catalog.Part]string, error)
+	Stamp(ctx context.Context, part catalog.Part) (string, error)
+	Listing(ctx context.Context, part catalog.Part) (*catalog.Listing, error)
 }
 
 var _ Catalog = (*catalog.Catalog)(nil)
@@ -68,15 +76,17 @@ type server struct {
 	mux     *http.ServeMux
 	allowed []*url.URL
 	bodies  *lru.Cache[bodyKey, []byte] // encoded answers about done builds
-	offer   atomic.Pointer[offer]       // the encoded overview
+	offer   atomic.Pointer[offering]    // encoded
 
 	requests *lru.Cache[[sha256.Size]byte, build.Request] // decoded, by their bodies' sums
+	stored   *lru.Cache[string, stamped]                  // what is known of the static catalogue's objects, by key
 }
 
 const (
 	keptBodies   = 256      // of encoded answers; one takes some 30 KB
 	keptRequests = 256      // as many requests
 	keptRequest  = 16 << 10 // bytes of the largest body of a kept request
+	keptStamps   = 4096     // of the static catalogue's objects; one takes some 200 bytes
 )
 
 // New returns the handler of every route.
@@ -95,7 +105,13 @@ func New(c Config) http.Handler {
 	if err != nil {
 		panic(err) // as above
 	}
-	s := &server{Config: c, mux: http.NewServeMux(), allowed: parseAllowed(c.RepositoryAllow), bodies: bodies, requests: requests}
+	stored, err := lru.New[string, stamped](keptStamps)
+	if err != nil {
+		panic(err) // as above
+	}
+	s := &server{
+		Config: c, mux: http.NewServeMux(), allowed: parseAllowed(c.RepositoryAllow), bodies: bodies, requests: requests, stored: stored,
+	}
 	for _, r := range s.routes() {
 		s.handle(r)
 	}
@@ -118,6 +134,8 @@ func (s *server) routes() []route {
 	return []route{
 		{path: "/api/v1/build", dialect: v1, post: s.postBuild},
 		{path: "/api/v1/build/{hash}", dialect: v1, get: s.getBuild},
+		{path: "/api/build", dialect: v2021, post: s.postBuild},
+		{path: "/api/build/{hash}", dialect: v2021, get: s.getBuild},
 		{path: "/api/v1/revision/{version}/{target}/{subtarget}", dialect: v1, get: s.getRevision},
 		{path: "/api/v1/overview", dialect: v1, get: s.getOverview},
 		{path: "/api/v1/latest", dialect: v1, get: s.getLatest},
@@ -126,6 +144,12 @@ func (s *server) routes() []route {
 		{path: "/overview", dialect: v1, get: s.getOverview},
 		{path: "/json/v1/overview.json", dialect: v1, get: s.getOverview},
 		{path: "/json/v1/latest.json", dialect: v1, get: s.getLatest},
+		{path: "/json/v1/branches.json", dialect: v1, get: s.getBranches},
+		{path: "/json/v1/snapshots/targets/{target}/{subtarget}/{file}", dialect: v1, get: s.getTargetFile},
+		{path: "/json/v1/snapshots/packages/{file}", dialect: v1, get: s.getFeedsFile},
+		{path: "/json/v1/releases/{version}/targets/{target}/{subtarget}/{file}", dialect: v1, get: s.getTargetFile},
+		{path: "/json/v1/releases/{version}/packages/{file}", dialect: v1, get: s.getFeedsFile},
+		{path: "/json/latest.json", dialect: v1, get: s.getLatest},
 
 		{path: "/api/upgrade-request", dialect: v2018, post: s.postUpgradeRequest},
 		{path: "/api/upgrade-request/{hash}", dialect: v2018, get: s.getUpgradeRequest},
@@ -133,6 +157,8 @@ func (s *server) routes() []route {
 
 		{path: "/store/{path...}", dialect: v1, get: s.getStore},
 		{path: "/keys/{name}", dialect: v1, get: s.getKey},
+		{path: "/api/openapi.json", dialect: v1, get: s.getOpenAPI},
+		{path: "/docs", dialect: v1, get: s.getDocs},
 		{path: "/healthz", dialect: v1, get: s.getHealth},
 		{path: "/readyz", dialect: v1, get: s.getReady},
 

@@ -161,7 +161,7 @@ func TestBadInput(t *testing.T) {
 		{"a feed's address has a blank", with(`"repositories":{"a":"https://feeds.example.org/packages /b"}`), "repositories"},
 		{"a feed's address goes up", with(`"repositories":{"a":"https://feeds.example.org/packages/../secret"}`), "repositories"},
 		{"a feed on the disk", with(`"repositories":{"a":"file:///etc/passwd"}`), "repositories"},
-		{"a feed is null", with(`"repositories":{"a":null}`), "object of strings"},
+		{"a feed is null", with(`"repositories":{"a":null}`), `"a" with address ""`},
 		{"a version with shell", with(`"packages_versions":{"luci":"1;id"}`), "packages_versions"},
 
 		{"a name of a megabyte", with(`"packages":["` + strings.Repeat("a", 200<<10) + `"]`), "not a package name"},

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -208,6 +209,18 @@ func (c *fakeCatalog) Device(ctx context.Context, version, target, profile, mode
 		return nil, refuse(build.CodeUnsupported, "Version %s has no target %s.", version, target)
 	}
 	return catalog.NewDevice(facts, knownPackages...), nil
+}
+
+// Of packages and profiles it has no lists.
+func (c *fakeCatalog) Parts(context.Context) (map[catalog.Part]string, error) { return nil, c.err }
+
+func (c *fakeCatalog) Stamp(_ context.Context, p catalog.Part) (string, error) {
+	return "", cmp.Or(c.err, refuse(build.CodeUnsupported, "There is no list of %s.", p))
+}
+
+func (c *fakeCatalog) Listing(ctx context.Context, p catalog.Part) (*catalog.Listing, error) {
+	_, err := c.Stamp(ctx, p)
+	return nil, err
 }
 
 func refuse(code build.Code, format string, args ...any) error {

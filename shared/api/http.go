@@ -14,11 +14,12 @@ import (
 	"time"
 
 	"github.com/attended-sysupgrade/sysup/shared/build"
+	"github.com/attended-sysupgrade/sysup/shared/client"
 )
 
-// answerTime bounds an answer of the API. The least patient client (auc)
-// waits 15 s.
-const answerTime = 12 * time.Second
+// AnswerTime bounds an answer of the API, but for what Submit brings to an end
+// (build.SubmitTime). The least patient client (auc) waits 15 s.
+const AnswerTime = 12 * time.Second
 
 // response is the ResponseWriter of one request, with what is logged of it.
 type response struct {
@@ -203,7 +204,7 @@ func (rt route) allow() string {
 // withTime bounds what an answer waits for. Work that a request began is not
 // cut short because the client went away: its build outlives it.
 func withTime(r *http.Request) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(r.Context()), answerTime)
+	return context.WithTimeout(context.WithoutCancel(r.Context()), AnswerTime)
 }
 
 func (s *server) recovered(w *response, r *http.Request, p any) {
@@ -228,7 +229,7 @@ func (s *server) fail(w *response, r *http.Request, err error) {
 	if p.unknown != "" {
 		w.Header().Set("X-Unknown-Package", p.unknown)
 	}
-	if err := w.json(p.status, w.dialect.body(p)); err != nil {
+	if err := w.json(p.status, w.dialect.body(client.Status{Code: p.status, Detail: p.detail})); err != nil {
 		w.err = errors.Join(w.err, err)
 	}
 }

@@ -319,8 +319,8 @@ func (f *fields) texts(name string) []string {
 // pair is a member whose value is a string.
 type pair struct{ name, value string }
 
-// pairs reads an object of strings in its order. An empty list counts as an
-// empty object: Lua writes its empty tables so.
+// pairs reads an object of strings in its order; null is "". An empty list
+// counts as an empty object: Lua writes its empty tables so.
 func (f *fields) pairs(name string) []pair {
 	value := f.get(name)
 	if list, ok := value.([]any); value == nil || ok && len(list) == 0 {
@@ -333,7 +333,7 @@ func (f *fields) pairs(name string) []pair {
 	var pairs []pair
 	for _, m := range o {
 		text, ok := m.value.(string)
-		if !ok {
+		if !ok && m.value != nil {
 			f.wrong("%q has to be an object of strings; %q in it is none.", name, clip(m.name))
 			return nil
 		}

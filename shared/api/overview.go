@@ -1,14 +1,17 @@
 package api
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 
 	"github.com/attended-sysupgrade/sysup/shared/build"
 	"github.com/attended-sysupgrade/sysup/shared/catalog"
+	"github.com/attended-sysupgrade/sysup/shared/changes"
 )
 
 // overview is what clients read to find out what can be built. Some look at
@@ -21,14 +24,15 @@ type overview struct {
 }
 
 type branch struct {
-	Name           string            `json:"name"`
-	Enabled        bool              `json:"enabled"`
-	Snapshot       bool              `json:"snapshot"`
-	Path           string            `json:"path"` // below the upstream's address; {version} stands in it
-	PathPackages   string            `json:"path_packages"`
-	Versions       []string          `json:"versions"`
-	Targets        map[string]string `json:"targets"` // to package architectures
-	PackageChanges []struct{}        `json:"package_changes"`
+	Name           string                  `json:"name"`
+	Enabled        bool                    `json:"enabled"`
+	Snapshot       bool                    `json:"snapshot"`
+	Path           string                  `json:"path"` // below the upstream's address and below /json/v1; {version} stands in it
+	PathPackages   string                  `json:"path_packages"`
+	Versions       []string                `json:"versions"`
+	Targets        map[string]string       `json:"targets"`                  // to package architectures
+	BranchOffRev   int                     `json:"branch_off_rev,omitempty"` // of the main branch
+	PackageChanges []changes.PackageChange `json:"package_changes"`
 }
 
 type serverInfo struct {
@@ -40,35 +44,68 @@ type serverInfo struct {
 	MaxDefaultsLength   int      `json:"max_defaults_length"`
 }
 
-// offer is the encoded overview and what it was made of: the catalogue
-// shares its lists, so that equal addresses mean equal contents.
-type offer struct {
-	of   *catalog.Branch
+// document is encoded JSON that is the same for everybody for a while.
+type document struct {
 	body []byte
 	etag string
 }
 
+// offering is the documents about all that is offered, and what they were
+// made of: the catalogue shares its lists, so that equal addresses mean equal
+// contents.
+type offering struct {
+	of                         *catalog.Branch
+	overview, latest, branches *document
+}
+
+func (s *server) offering(ctx context.Context) (*offering, error) {
+	known, err := s.Catalog.Overview(ctx)
+	if err != nil {
+		return nil, err
+	}
+	kept := s.offer.Load()
+	if kept != nil && len(known.Branches) > 0 && kept.of == &known.Branches[0] {
+		return kept, nil
+	}
+	o := &offering{}
+	list := s.branches(known)
+	var errs [3]error
+	o.overview, errs[0] = encode(s.overview(known, list))
+	o.latest, errs[1] = encode(map[string][]string{"latest": orEmpty(known.Latest)})
+	o.branches, errs[2] = encode(list)
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, err
+	}
+	if len(known.Branches) > 0 {
+		o.of = &known.Branches[0]
+		s.offer.Store(o)
+	}
+	return o, nil
+}
+
 func (s *server) getOverview(w *response, r *http.Request) error {
+	return s.answerOffer(w, r, func(o *offering) *document { return o.overview })
+}
+
+func (s *server) getLatest(w *response, r *http.Request) error {
+	return s.answerOffer(w, r, func(o *offering) *document { return o.latest })
+}
+
+func (s *server) getBranches(w *response, r *http.Request) error {
+	return s.answerOffer(w, r, func(o *offering) *document { return o.branches })
+}
+
+func (s *server) answerOffer(w *response, r *http.Request, which func(*offering) *document) error {
 	ctx, cancel := withTime(r)
 	defer cancel()
-	known, err := s.Catalog.Overview(ctx)
+	o, err := s.offering(ctx)
 	if err != nil {
 		return err
 	}
-	kept := s.offer.Load()
-	if kept == nil || len(known.Branches) == 0 || kept.of != &known.Branches[0] {
-		if kept, err = encode(s.overview(known)); err != nil {
-			return err
-		}
-		if len(known.Branches) > 0 {
-			kept.of = &known.Branches[0]
-			s.offer.Store(kept)
-		}
-	}
-	return kept.answer(w, r)
+	return which(o).answer(w, r)
 }
 
-func (s *server) overview(known catalog.Overview) overview {
+func (s *server) overview(known catalog.Overview, list []branch) overview {
 	o := overview{
 		Latest: orEmpty(known.Latest), Branches: map[string]branch{}, UpstreamURL: known.Upstream,
 		Server: serverInfo{
@@ -76,27 +113,24 @@ func (s *server) overview(known catalog.Overview) overview {
 			MaxRootfsSizeMB: build.MaxRootfsSizeMB, MaxDefaultsLength: build.MaxDefaults,
 		},
 	}
-	for _, b := range known.Branches {
-		o.Branches[b.Name] = branch{
-			Name: b.Name, Enabled: b.Enabled, Snapshot: b.Snapshot, Path: b.Path, PathPackages: b.Path + "/packages",
-			Versions: orEmpty(b.Versions), Targets: b.Targets, PackageChanges: []struct{}{},
-		}
+	for _, b := range list {
+		o.Branches[b.Name] = b
 	}
 	return o
 }
 
-func (s *server) getLatest(w *response, r *http.Request) error {
-	ctx, cancel := withTime(r)
-	defer cancel()
-	known, err := s.Catalog.Overview(ctx)
-	if err != nil {
-		return err
+// branches is what auc reads first. It wants all fields there are, or it goes
+// without the branch.
+func (s *server) branches(known catalog.Overview) []branch {
+	list := []branch{}
+	for _, b := range known.Branches {
+		list = append(list, branch{
+			Name: b.Name, Enabled: b.Enabled, Snapshot: b.Snapshot, Path: b.Path, PathPackages: b.Path + "/packages",
+			Versions: orEmpty(b.Versions), Targets: b.Targets,
+			BranchOffRev: changes.Builtin().BranchOff(b.Name), PackageChanges: changes.Builtin().ForBranch(b.Name),
+		})
 	}
-	return s.catalogue(w, r, latest(known))
-}
-
-func latest(known catalog.Overview) map[string][]string {
-	return map[string][]string{"latest": orEmpty(known.Latest)}
+	return list
 }
 
 // getRevision tells which revision of a version can be built for a target;
@@ -117,28 +151,37 @@ func (s *server) getRevision(w *response, r *http.Request) error {
 
 // catalogue answers what is the same for everybody for a while.
 func (s *server) catalogue(w *response, r *http.Request, body any) error {
-	o, err := encode(body)
+	d, err := encode(body)
 	if err != nil {
 		return err
 	}
-	return o.answer(w, r)
+	return d.answer(w, r)
 }
 
-func encode(body any) (*offer, error) {
+func encode(body any) (*document, error) {
 	b, err := json.Marshal(body)
 	if err != nil {
 		return nil, fmt.Errorf("encode the catalogue: %w", err)
 	}
 	sum := sha256.Sum256(b)
-	return &offer{body: b, etag: `"` + hex.EncodeToString(sum[:16]) + `"`}, nil
+	return &document{body: b, etag: `"` + hex.EncodeToString(sum[:16]) + `"`}, nil
 }
 
-func (o *offer) answer(w *response, r *http.Request) error {
-	w.Header().Set("Cache-Control", build.CacheBriefly)
-	w.Header().Set("ETag", o.etag)
-	if r.Header.Get("If-None-Match") == o.etag {
-		w.WriteHeader(http.StatusNotModified)
+func (d *document) answer(w *response, r *http.Request) error {
+	if unchanged(w, r, d.etag) {
 		return nil
 	}
-	return w.bytes(http.StatusOK, build.PolicyJSON.ContentType, o.body)
+	return w.bytes(http.StatusOK, build.PolicyCatalog.ContentType, d.body)
+}
+
+// unchanged says how long what has that ETag may be kept, and answers who has
+// it already.
+func unchanged(w *response, r *http.Request, etag string) bool {
+	w.Header().Set("Cache-Control", build.CacheBriefly)
+	w.Header().Set("ETag", etag)
+	if r.Header.Get("If-None-Match") != etag {
+		return false
+	}
+	w.WriteHeader(http.StatusNotModified)
+	return true
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/attended-sysupgrade/sysup/shared/build"
+	"github.com/attended-sysupgrade/sysup/shared/client"
 )
 
 // problem is an error in the terms of HTTP. The sentence is for the client.
@@ -21,7 +22,9 @@ type problem struct {
 type dialect struct {
 	refusals map[build.Code]int // statuses; 400 where it has none
 	failures map[build.Kind]int // 500 where it has none
-	body     func(problem) any  // the JSON of an error
+	// body is the JSON of an error; in today's dialects also of how a build
+	// stands.
+	body func(client.Status) any
 }
 
 var (

@@ -46,6 +46,9 @@ func (s *server) named(ctx context.Context, id build.ID, folder string) error {
 	if err != nil {
 		return build.PutOff(fmt.Errorf("look up %s: %w", id.Short(), err))
 	}
+	if err := rec.Legible(); err != nil {
+		return err
+	}
 	if rec.Result != nil && rec.Result.Prefix == folder || rec.Failure != nil && rec.Failure.Prefix == folder {
 		return nil
 	}

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -25,7 +26,26 @@ var v1 = &dialect{
 	failures: map[build.Kind]int{
 		build.KindUnknownPackage: http.StatusUnprocessableEntity,
 	},
-	body: func(p problem) any { return client.Status{Code: p.status, Detail: p.detail} },
+	body: func(status client.Status) any { return status },
+}
+
+// v2021 is the same a few months earlier, when LuCI showed "message".
+var v2021 = &dialect{
+	refusals: v1.refusals,
+	failures: v1.failures,
+	body: func(status client.Status) any {
+		answer := status2021{Status: status}
+		if status.Code >= http.StatusBadRequest {
+			answer.Message = status.Detail
+		}
+		return answer
+	},
+}
+
+// status2021 is client.Status with its sentence under a second name.
+type status2021 struct {
+	client.Status
+	Message string `json:"message,omitempty"`
 }
 
 func (s *server) postBuild(w *response, r *http.Request) error {
@@ -93,19 +113,41 @@ func decodeV1(o object) (build.Request, error) {
 		RootfsSizeMB:     f.number("rootfs_size_mb"),
 		Defaults:         f.text("defaults"),
 		RepositoriesMode: f.text("repositories_mode"),
-		RepositoryKeys:   f.texts("repository_keys"),
 		Client:           f.text("client"),
 	}
-	if versions := f.pairs("packages_versions"); len(versions) > 0 {
-		r.PackagesVersions = make(map[string]string, len(versions))
-		for _, p := range versions {
-			r.PackagesVersions[p.name] = p.value
+	for _, key := range f.texts("repository_keys") {
+		r.RepositoryKeys = append(r.RepositoryKeys, bareKey(key))
+	}
+	versions := f.pairs("packages_versions")
+	r.PackagesVersions = make(map[string]string, len(versions))
+	for _, p := range versions {
+		if p.value == "" { // a package whose version the client could not find out
+			r.Packages = append(r.Packages, p.name)
+			continue
 		}
+		r.PackagesVersions[p.name] = p.value
 	}
 	for _, p := range f.pairs("repositories") {
 		r.Repositories = append(r.Repositories, build.Repository{Name: p.name, URL: p.value})
 	}
 	return r, f.err
+}
+
+// bareKey is a public key without what people paste along with it: comments,
+// as usign and OpenWrt's PEM files begin with, blank lines and the carriage
+// returns of text areas. One key is then one text, which is hashed.
+func bareKey(text string) string {
+	var lines []string
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if line != "" && !strings.HasPrefix(line, "untrusted comment:") && !strings.HasPrefix(line, "#") {
+			lines = append(lines, line)
+		}
+	}
+	if len(lines) == 1 {
+		return lines[0] // usign
+	}
+	return strings.Join(lines, "\n") + "\n"
 }
 
 // answerV1 tells how a build stands.
@@ -134,15 +176,19 @@ func (s *server) answerV1(w *response, status build.Status) error {
 	default:
 		answer.Detail, answer.QueuePosition = "queued", status.Position
 	}
-	return w.json(answer.Code, answer)
+	return w.json(answer.Code, w.dialect.body(answer))
 }
+
+// stages are the words that every client knows; LuCI's program stumbles over
+// any other.
+var stages = []build.Stage{build.StageInit, build.StageDownload, build.StageUnpack, build.StagePackages, build.StageImage}
 
 // stageWord is the header's word for where a build stands.
 func stageWord(rec build.Record) string {
 	switch {
 	case rec.State != build.Building:
 		return string(rec.State)
-	case rec.Stage == "":
+	case !slices.Contains(stages, rec.Stage): // none yet, or one of a newer sysup's
 		return string(build.StageInit)
 	}
 	return string(rec.Stage)

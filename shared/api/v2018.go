@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/attended-sysupgrade/sysup/shared/build"
+	"github.com/attended-sysupgrade/sysup/shared/client"
 )
 
 // v2018 is the API of the first attended sysupgrade: LuCI of 2017 to 2019 and
@@ -30,7 +31,7 @@ var v2018 = &dialect{
 		build.KindTooBig:         http.StatusRequestEntityTooLarge,
 		build.KindConflict:       http.StatusConflict,
 	},
-	body: func(p problem) any { return answer2018{Error: p.detail, Detail: p.detail} },
+	body: func(s client.Status) any { return answer2018{Error: s.Detail, Detail: s.Detail} },
 }
 
 // answer2018 is every answer of this dialect. Addresses are absolute, since

@@ -17,6 +17,8 @@ import (
 	s3types "github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
 	sqstypes "github.com/aws/aws-sdk-go-v2/service/sqs/types"
+
+	"github.com/attended-sysupgrade/sysup/shared/build"
 )
 
 // Resources are the names of what a server needs of engines like AWS's. The
@@ -58,7 +60,7 @@ func (r Resources) Validate() error {
 // services without an endpoint of their own are refused.
 func (c *Cloud) Prepare(ctx context.Context, r Resources) (Prepared, error) {
 	p := &preparation{
-		table: dynamodb.NewFromConfig(c.config), queue: sqs.NewFromConfig(c.config), bucket: s3.NewFromConfig(c.config, pathStyle), want: r,
+		table: c.dynamoDB(), queue: sqs.NewFromConfig(c.config), bucket: s3.NewFromConfig(c.config, pathStyle), want: r,
 	}
 	if err := p.elsewhere(); err != nil {
 		return p.done, err
@@ -149,7 +151,7 @@ func (p *preparation) makeQueues(ctx context.Context) (err error) {
 		return err
 	}
 	p.done.QueueURL, err = p.makeQueue(ctx, p.want.Queue, map[string]string{
-		string(sqstypes.QueueAttributeNameVisibilityTimeout):      whole(visibility),
+		string(sqstypes.QueueAttributeNameVisibilityTimeout):      whole(build.Visibility),
 		string(sqstypes.QueueAttributeNameMessageRetentionPeriod): whole(keepMessage),
 		string(sqstypes.QueueAttributeNameRedrivePolicy):          redrive,
 	})

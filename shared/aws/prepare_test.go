@@ -84,7 +84,7 @@ func TestPrepareQueues(t *testing.T) {
 	cloud, name := preparing(t, ""), awstest.Name()
 	p := prepared(t, cloud, Resources{Table: name, Queue: name, Bucket: name})
 	for url, want := range map[string]map[string]string{
-		p.QueueURL:       {"VisibilityTimeout": "60", "MessageRetentionPeriod": "172800"},
+		p.QueueURL:       {"VisibilityTimeout": "75", "MessageRetentionPeriod": "172800"},
 		p.DeadLettersURL: {"MessageRetentionPeriod": "1209600"},
 	} {
 		out, err := awstest.SQSClient(t).GetQueueAttributes(t.Context(), &sqs.GetQueueAttributesInput{

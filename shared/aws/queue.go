@@ -31,11 +31,10 @@ type Queue struct {
 var _ build.Queue = (*Queue)(nil)
 
 const (
-	// visibility is the time in which a lost worker's message stays hidden. A
-	// worker renews it by its heartbeat.
-	visibility = time.Minute
-	// longPoll is the longest that SQS has; each poll costs the same.
-	longPoll  = 20 * time.Second
+	// longPoll is short of SQS's 20 s, although each poll costs the same: SQS
+	// may go on with the poll of a worker that was told to stop, and hide the
+	// next message for nobody. There are polls only while a builder lives.
+	longPoll  = 5 * time.Second
 	shortPoll = time.Second
 	// enginePoll is for engines of one's own, where a poll costs nothing:
 	// ElasticMQ goes on with the poll of a worker that is gone, and the next
@@ -52,7 +51,7 @@ const (
 )
 
 // Queue is the queue of the builds.
-func (c *Cloud) Queue() *Queue { return c.QueueFor(c.settings.QueueURL, visibility) }
+func (c *Cloud) Queue() *Queue { return c.QueueFor(c.settings.QueueURL, build.Visibility) }
 
 // QueueFor is the queue of that address, which hides what was received for the
 // visibility, in whole seconds.
@@ -70,7 +69,7 @@ func (c *Cloud) DeadLetters() build.Queue {
 	if c.settings.DeadLettersURL == "" {
 		return nil
 	}
-	q := c.QueueFor(c.settings.DeadLettersURL, visibility)
+	q := c.QueueFor(c.settings.DeadLettersURL, build.Visibility)
 	q.wait, q.dead = shortPoll, true
 	return q
 }

@@ -223,7 +223,7 @@ func TestLateMessage(t *testing.T) {
 	}
 }
 
-// TestLongPoll asks for twenty seconds, or for what is left, and engines of
+// TestLongPoll asks for five seconds, or for what is left, and engines of
 // one's own, which go on with the polls of the dead, for two.
 func TestLongPoll(t *testing.T) {
 	for _, test := range []struct {
@@ -231,7 +231,7 @@ func TestLongPoll(t *testing.T) {
 		left time.Duration
 		want string
 	}{
-		{true, time.Hour, "20"}, {true, 7500 * time.Millisecond, "7"}, {true, 300 * time.Millisecond, "1"},
+		{true, time.Hour, "5"}, {true, 4500 * time.Millisecond, "4"}, {true, 300 * time.Millisecond, "1"},
 		{false, time.Hour, "2"}, {false, 1500 * time.Millisecond, "1"},
 	} {
 		synctest.Test(t, func(t *testing.T) {
@@ -247,7 +247,7 @@ func TestLongPoll(t *testing.T) {
 			if _, err := q.Receive(within(t, test.left)); err != nil {
 				t.Fatal(err)
 			}
-			if !contains(sent.String(), `"WaitTimeSeconds":`+test.want+"}", `"VisibilityTimeout":60`, `"MaxNumberOfMessages":1`) {
+			if !contains(sent.String(), `"WaitTimeSeconds":`+test.want+"}", `"VisibilityTimeout":75`, `"MaxNumberOfMessages":1`) {
 				t.Errorf("with %v left it sends %s", test.left, sent.String())
 			}
 		})

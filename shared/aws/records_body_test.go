@@ -4,8 +4,10 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
@@ -242,5 +244,20 @@ func TestDamagedItems(t *testing.T) {
 	}
 	if _, err := decodeRecord(good); err != nil {
 		t.Errorf("the undamaged one: %v", err)
+	}
+}
+
+// TestForeignItems: the body of another version's record may be anything.
+func TestForeignItems(t *testing.T) {
+	rec := buildtest.NewRecord()
+	rec.Rev, rec.ExpiresAt = 5, build.Now().Add(time.Hour)
+	want := build.Record{ID: rec.ID, Rev: 5, Schema: build.Schema + 1, State: build.Queued, DueAt: rec.DueAt, ExpiresAt: rec.ExpiresAt}
+	for _, body := range []types.AttributeValue{nil, text("{"), &types.AttributeValueMemberB{Value: []byte(`{"state":7}`)}} {
+		row, err := encodeRecord(rec)
+		must(t, err)
+		row[attrKey], row[attrSchema], row[attrBody] = text(keyOf(rec.ID)), number(build.Schema+1), body
+		if got, err := decodeRecord(row); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("with the body %v it is %+v (%v), not %+v", body, got, err, want)
+		}
 	}
 }

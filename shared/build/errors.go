@@ -38,6 +38,8 @@ const (
 	CodeUnsupported    Code = "unsupported"     // unknown distribution, version or target
 	CodeUnknownDevice  Code = "unknown-device"  // no profile, or several to choose from
 	CodeUnknownPackage Code = "unknown-package" // Package names it
+	CodeConflict       Code = "conflict"        // packages that exclude each other
+	CodeVersions       Code = "versions"        // packages_versions are not what there is
 	CodeRevision       Code = "revision"        // version_code is not the catalogue's
 	CodeForbidden      Code = "forbidden"       // the operator does not allow it
 	CodeOverloaded     Code = "overloaded"      // admission; try later
@@ -50,7 +52,7 @@ const (
 type Refusal struct {
 	Code       Code
 	Detail     string
-	Package    string        // with CodeUnknownPackage
+	Package    string        // with CodeUnknownPackage, and one of the two with CodeConflict
 	RetryAfter time.Duration // with CodeOverloaded and CodeUnavailable
 }
 

@@ -20,9 +20,11 @@ type Fleet struct {
 
 const (
 	// StartTime is how long a builder may take from its start to its first
-	// Receive before another one is started in its place.
+	// Receive before another one is started in its place by who cannot count
+	// them.
 	StartTime = 3 * time.Minute
-	// StartPause is how long nobody tries again after a start that failed.
+	// StartPause is how long nobody tries again after a start that failed, and
+	// when at the latest a start that happened is seen by who counts builders.
 	StartPause = 30 * time.Second
 	// BacklogPerBuilder is how many pending builds justify one more builder.
 	BacklogPerBuilder = 4
@@ -76,15 +78,16 @@ func (f *Fleet) Wake(ctx context.Context, board Board) error {
 }
 
 // Scale starts what the backlog asks for, given how many builders run or are
-// starting.
+// starting, as counted just before. Of a builder that was started earlier and
+// does not count it need not wait for the end of StartTime: that one is gone.
 func (f *Fleet) Scale(ctx context.Context, pending int64, alive int) (started int, err error) {
 	n := BuildersToStart(pending, alive, f.Max)
 	if n == 0 {
 		return 0, nil
 	}
 	var below Board
-	if alive == 0 { // the API may have woken one since they were counted
-		below = Board{BoardStarted: Now().UnixMilli() + 1}
+	if alive == 0 { // the API may have woken one that did not count yet
+		below = Board{BoardStarted: Now().Add(StartTime-StartPause).UnixMilli() + 1}
 	}
 	return f.start(ctx, n, below)
 }

@@ -224,3 +224,47 @@ func TestScale(t *testing.T) {
 		scale(100, 0, 3)
 	})
 }
+
+// TestLoneBuilderDies: the only builder is killed a moment after it came. Who
+// counts builders starts another one half a minute after the start of the
+// first; who cannot waits until the first could have come, and until its
+// promise is over, whichever is later.
+func TestLoneBuilderDies(t *testing.T) {
+	for came, replaced := range map[time.Duration]time.Duration{
+		10 * time.Second:              build.StartTime,
+		build.StartTime - time.Second: build.StartTime - time.Second + build.AliveTime - 2*time.Second, // clocks differ
+	} {
+		inBubble(t, func(w *world) {
+			var never error
+			f := w.fleet(&never)
+			wake := func() { w.check(f.Wake(w.t.Context(), w.board()), "Wake") }
+			wake()
+			time.Sleep(came)
+			w.check(f.Present(w.t.Context(), time.Now().Add(time.Hour)), "Present")
+			time.Sleep(replaced - came - time.Millisecond)
+			wake()
+			w.wantStarts(1, "by who cannot count, before")
+			time.Sleep(time.Millisecond)
+			wake()
+			w.wantStarts(2, "by who cannot count")
+		})
+	}
+	inBubble(t, func(w *world) {
+		var never error
+		f := w.fleet(&never)
+		w.check(f.Wake(w.t.Context(), w.board()), "Wake")
+		time.Sleep(10 * time.Second)
+		w.check(f.Present(w.t.Context(), time.Now().Add(time.Hour)), "Present")
+		scale := func() {
+			_, err := f.Scale(w.t.Context(), 1, 0)
+			w.check(err, "Scale")
+		}
+		time.Sleep(build.StartPause - 10*time.Second - time.Millisecond)
+		scale()
+		w.wantStarts(1, "by who may have counted too early")
+		time.Sleep(time.Millisecond)
+		scale()
+		scale()
+		w.wantStarts(2, "by who counts none")
+	})
+}

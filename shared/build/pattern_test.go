@@ -26,7 +26,7 @@ func TestWords(t *testing.T) {
 		{repoNamePattern, `^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`, 64},
 		{clientPattern, `^[A-Za-z0-9][A-Za-z0-9 /._~+():;,-]{0,127}$`, 128},
 	} {
-		same := regexp.MustCompile(test.same)
+		same, told := regexp.MustCompile(test.same), regexp.MustCompile(test.pattern.String())
 		texts := []string{"", "/", "a/", "/a", "a/b/c", "a/b", "ä", "a\n", "\na"}
 		for c := range 256 {
 			b := string([]byte{byte(c)})
@@ -37,8 +37,12 @@ func TestWords(t *testing.T) {
 			texts = append(texts, long, long+"/a", "a/"+long)
 		}
 		for _, text := range texts {
-			if got, want := test.pattern.MatchString(text), same.MatchString(text); got != want {
+			want := same.MatchString(text)
+			if got := test.pattern.MatchString(text); got != want {
 				t.Errorf("%s: %q is allowed: %v", test.same, fmt.Sprintf("%.50s", text), got)
+			}
+			if got := told.MatchString(text); got != want {
+				t.Errorf("%s, told as %s: %q is allowed: %v", test.same, told, fmt.Sprintf("%.50s", text), got)
 			}
 		}
 	}

@@ -18,7 +18,9 @@ const (
 )
 
 // Schema is the version of Record that this code writes. Code that meets
-// another one leaves the record alone; see Records for what it may read.
+// another one leaves the record alone; see Records for what it may read. Who
+// raises it has the drivers read the one before as well: what is done would
+// not be answered until it expires.
 const Schema = 1
 
 // Record is one build: the flight that equal requests join, and the only

@@ -154,6 +154,26 @@ func TestLifetimes(t *testing.T) {
 	}
 }
 
+// TestLegible: a record says how its build stands if the schema is ours and
+// what the state promises is there.
+func TestLegible(t *testing.T) {
+	queued := queuedRecord(basePlan())
+	building := queued.Claim("w", attempt1, noon)
+	done := building.Finish(&build.Result{}, build.DefaultLifetimes, noon)
+	failed := building.FailWith(build.Fail(build.KindBuild, "No."), build.DefaultLifetimes, noon)
+	for _, rec := range []build.Record{queued, building, done, failed} {
+		if err := rec.Legible(); err != nil {
+			t.Errorf("a record that is %s: %v", rec.State, err)
+		}
+		rec.Schema++
+		wantRefusal(t, rec.Legible(), build.CodeUnavailable)
+	}
+	done.Result, failed.Failure, queued.State = nil, nil, "paused"
+	for _, rec := range []build.Record{done, failed, queued, {}} {
+		wantRefusal(t, rec.Legible(), build.CodeUnavailable)
+	}
+}
+
 func TestLease(t *testing.T) {
 	queued := queuedRecord(basePlan())
 	building := queued.Claim("w", attempt1, noon)

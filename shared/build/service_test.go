@@ -426,24 +426,47 @@ func TestOneResendNeedsTheStore(t *testing.T) {
 	}
 }
 
-// TestForeignRecordsAreLeftAlone: another version of sysup wrote them.
+// TestForeignRecordsAreLeftAlone: another version of sysup wrote them, in
+// whatever state. Clients are asked to come back; what lies in the folders of
+// such builds stays.
 func TestForeignRecordsAreLeftAlone(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		rec := build.NewRecord(planIDOf(planOf(1)), planOf(1), baseRequest(), 1, build.Now())
-		rec.Schema++
-		w.check(w.records.Create(t.Context(), rec), "Create")
-		time.Sleep(2 * time.Hour)
-		writes := w.records.Writes()
-		w.submit(planOf(1))
-		_, err := w.service.Status(t.Context(), rec.ID)
-		w.check(err, "Status")
-		_, err = w.sweeper.Sweep(t.Context())
-		w.check(err, "Sweep")
-		if w.records.Writes() != writes || len(w.queue.Sent()) > 0 {
-			t.Error("somebody wrote over it or sent it")
-		}
+	for _, state := range []build.State{build.Queued, build.Building, build.Done, build.Failed, "paused", ""} {
+		inBubble(t, func(w *world) {
+			rec := w.foreign(planOf(1), state)
+			key := w.put(build.Prefix(rec.ID, build.NewAttempt(), false)+"a.img", "image")
+			time.Sleep(26 * time.Hour)
+			writes, sent := w.records.Writes(), len(w.queue.Sent())
+			_, err := w.service.Submit(w.t.Context(), submission(planOf(1)))
+			wantLater(w.t, err)
+			_, err = w.service.Status(w.t.Context(), rec.ID)
+			wantLater(w.t, err)
+			if done := w.sweep(); done != (build.Swept{}) {
+				w.t.Errorf("a sweep over a record that is %q: %+v", state, done)
+			}
+			if w.records.Writes() != writes || len(w.queue.Sent()) != sent {
+				w.t.Errorf("somebody wrote over a record that is %q or sent it", state)
+			}
+			w.wantKeys(key)
+		})
+	}
+}
+
+// foreign stores the plan's build as another version may.
+func (w *world) foreign(plan build.Plan, state build.State) build.Record {
+	w.t.Helper()
+	w.submit(plan)
+	return w.replace(plan, func(r build.Record) build.Record {
+		r.Schema, r.State = r.Schema+1, state
+		return r
 	})
+}
+
+func wantLater(t testing.TB, err error) {
+	t.Helper()
+	wantRefusal(t, err, build.CodeUnavailable)
+	if refusal, ok := errors.AsType[*build.Refusal](err); ok && refusal.RetryAfter <= 0 {
+		t.Error("it does not say when to come back")
+	}
 }
 
 // TestWritesThatFail fails each write of a new request and of one that is

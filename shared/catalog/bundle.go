@@ -65,7 +65,7 @@ func (b *bundle) read(key string) (meta, string, error) {
 func (b *bundle) meta(key string) meta {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.files[key].meta
+	return b.files[key].meta.today()
 }
 
 func (b *bundle) write(key string, m meta, text []byte) error {
@@ -140,7 +140,7 @@ func parseBundle(plain []byte, base string) (*bundle, error) {
 		}
 		texts = texts[entry.Size:]
 	}
-	if head.Form != form || texts != "" {
+	if !readable(head.Form) || texts != "" {
 		return nil, fmt.Errorf("%w: its form is %d, and %d bytes are too many", errDamaged, head.Form, len(texts))
 	}
 	return b, nil

@@ -25,6 +25,7 @@ package catalog
 import (
 	"cmp"
 	"context"
+	"crypto/ecdsa"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,6 +33,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -48,6 +50,9 @@ import (
 type Options struct {
 	Upstream string            // "https://downloads.openwrt.org"
 	Keys     []usign.PublicKey // trusted beside ReleaseKeys
+	// APKKeys are trusted to sign packages.adb. If there are any, every
+	// packages.adb that no sha256sums lists has to be signed by one of them.
+	APKKeys []*ecdsa.PublicKey
 
 	// Dir is the cache folder, made if needed, of one process that asks the
 	// upstream while it answers.
@@ -58,6 +63,14 @@ type Options struct {
 	// is not there, and put that in.
 	Objects build.Objects
 	Follow  bool
+
+	// Inspect asks an ImageBuilder what it builds, where the upstream has no
+	// profiles.json; it answers with one (metadata_version 1, images and kernel
+	// may be missing). It is called once for each archive, and may take an hour.
+	// Where nobody can, nil: over a store, others are then asked to.
+	Inspect func(ctx context.Context, version, target string, a Archive) ([]byte, error)
+	// Wake, which may be nil, has one of those others come.
+	Wake func(ctx context.Context) error
 
 	Distribution string       // "" = OpenWrt
 	Client       *http.Client // nil = one with time limits
@@ -87,6 +100,7 @@ type Catalog struct {
 	maxAgeMoving  time.Duration
 	maxAgeRelease time.Duration
 	keys          []usign.PublicKey
+	apkKeys       []*ecdsa.PublicKey
 	log           *slog.Logger
 	web           *web
 	disk          *disk  // or
@@ -94,6 +108,9 @@ type Catalog struct {
 	follow        bool
 	parsing       chan struct{} // one large index at a time, they take memory
 	jobs          *jobs
+	inspect       func(ctx context.Context, version, target string, a Archive) ([]byte, error)
+	wake          func(ctx context.Context) error
+	inspections   inspections
 	stop          context.CancelFunc
 
 	refreshing sync.Mutex
@@ -151,9 +168,10 @@ func New(o Options) (*Catalog, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	log := cmp.Or(o.Log, slog.Default())
 	c := &Catalog{
-		distribution: cmp.Or(o.Distribution, "OpenWrt"), keys: append(keys, o.Keys...),
+		distribution: cmp.Or(o.Distribution, "OpenWrt"), keys: append(keys, o.Keys...), apkKeys: o.APKKeys,
 		maxAgeMoving: cmp.Or(o.Interval, 5*time.Minute), maxAgeRelease: cmp.Or(o.ReleaseInterval, time.Hour),
 		log: log, jobs: &jobs{ctx: ctx, log: log}, stop: stop, web: web, follow: o.Follow,
+		inspect: o.Inspect, wake: o.Wake,
 		parsing: make(chan struct{}, 1), syncing: make(chan struct{}, 1),
 	}
 	if err := c.openCache(o); err != nil {
@@ -275,6 +293,7 @@ func (c *Catalog) refreshFolder(ctx context.Context) error {
 		list, err := c.lists.get(ctx, version, need{maxAge: c.maxAge(version), fresh: true, until: time.Now().Add(patience)})
 		if err == nil { // else it is logged there
 			c.refreshSigner(ctx, c.disk, version, *list)
+			c.refreshArchive(ctx, c.disk, version, *list)
 		}
 	})
 	c.look(c.disk, v)
@@ -329,12 +348,7 @@ func (c *Catalog) refreshVersions(ctx context.Context, f files) (versionList, er
 // refreshSigner fetches the fingerprint of the key that signs a version.
 // Without an answer, what was known before holds.
 func (c *Catalog) refreshSigner(ctx context.Context, f files, version string, list targetList) {
-	var paths []string
-	for _, target := range slices.Sorted(maps.Keys(list)) {
-		paths = append(paths, folder(version)+"/targets/"+target+"/sha256sums.sig")
-	}
-	// A target whose build failed may be missing from a snapshot.
-	paths = paths[:min(len(paths), 3)]
+	paths := list.some(version, "sha256sums.sig")
 	err := c.renew(ctx, f, version+"/.signer", maxSignature, paths, func(_ string, body []byte) ([]byte, error) {
 		sig, err := usign.ParseSignature(body)
 		return []byte(sig.Fingerprint.String()), err
@@ -344,6 +358,38 @@ func (c *Catalog) refreshSigner(ctx context.Context, f files, version string, li
 	}
 	if err != nil {
 		c.log.Warn("catalogue: cannot see who signs", "version", version, "error", err)
+	}
+}
+
+// some are the addresses of a file of a version's first targets. Of a snapshot,
+// a target whose build failed may be missing.
+func (list targetList) some(version, file string) []string {
+	var paths []string
+	for _, target := range slices.Sorted(maps.Keys(list)) {
+		paths = append(paths, folder(version)+"/targets/"+target+"/"+file)
+	}
+	return paths[:min(len(paths), 3)]
+}
+
+// refreshArchive looks whether a version has ImageBuilders at all: some that
+// upstreams list are without. It notes the first that it finds, or that there
+// is none. Without an answer, what was known before holds.
+func (c *Catalog) refreshArchive(ctx context.Context, f files, version string, list targetList) {
+	if c.signerTrouble(f, version) != "" {
+		return
+	}
+	for _, sums := range list.some(version, "sha256sums") {
+		err := c.renew(ctx, f, version+"/.archive", maxSums, []string{sums}, func(_ string, body []byte) ([]byte, error) {
+			sums, _, err := c.verifiedSums(ctx, path.Dir(sums), body)
+			return []byte(archiveOf(sums).Name), err
+		})
+		if err != nil && !errors.Is(err, errAbsent) {
+			c.log.Warn("catalogue: cannot see whether there is an ImageBuilder", "version", version, "error", err)
+			return
+		}
+		if _, name, err := f.read(version + "/.archive"); err == nil && name != "" {
+			return
+		}
 	}
 }
 
@@ -390,7 +436,8 @@ func (c *Catalog) refreshList(ctx context.Context, f files, version string) erro
 // stays as it was then, and after every other error.
 func (c *Catalog) renew(ctx context.Context, f files, key string, limit int64, paths []string, distill func(path string, body []byte) ([]byte, error)) error {
 	old := f.meta(key)
-	if used := c.pathOf(old); slices.Contains(paths, used) {
+	// What was made do with for want of better may be there by now.
+	if used := c.pathOf(old); slices.Contains(paths, used) && path.Base(used) != "index.json" {
 		paths = append([]string{used}, paths...)
 	}
 	for _, path := range paths {

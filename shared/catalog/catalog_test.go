@@ -613,6 +613,8 @@ func TestConditionalRequests(t *testing.T) {
 func TestTogether(t *testing.T) {
 	u := sample(t)
 	w := fetched(t, u)
+	const sums = "releases/24.10.5/targets/ath79/generic/sha256sums"
+	probed := u.Asked(sums).Asked
 	var g sync.WaitGroup
 	for range 200 {
 		g.Go(func() {
@@ -622,7 +624,10 @@ func TestTogether(t *testing.T) {
 		})
 	}
 	g.Wait()
-	for _, name := range []string{"targets/ath79/generic/sha256sums", "targets/ath79/generic/profiles.json", "packages/mips_24kc/base/Packages.gz"} {
+	if n := u.Asked(sums).Asked - probed; n != 1 {
+		t.Errorf("the sums were fetched %d times, want once", n)
+	}
+	for _, name := range []string{"targets/ath79/generic/profiles.json", "packages/mips_24kc/base/Packages.gz"} {
 		if n := u.Asked("releases/24.10.5/" + name).Asked; n != 1 {
 			t.Errorf("%s was fetched %d times, want once", name, n)
 		}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/attended-sysupgrade/sysup/shared/build"
+	"github.com/attended-sysupgrade/sysup/shared/feed"
+	"github.com/attended-sysupgrade/sysup/shared/resolve"
 )
 
 // Archive is a target's ImageBuilder, as a verified sha256sums names it.
@@ -36,11 +38,11 @@ type Device struct {
 // NewDevice returns a device for which there are just the named packages. It
 // is for tests of what works with devices; a Catalog's come from upstream.
 func NewDevice(facts build.Facts, packages ...string) *Device {
-	var list []pkg
+	var list []feed.Package
 	for _, name := range packages {
-		list = append(list, pkg{name: name, version: "1"})
+		list = append(list, feed.Package{Name: name, Version: "1"})
 	}
-	return &Device{Facts: facts, target: &target{own: newIndex(string(distill(list, false)))}, feeds: &index{}}
+	return &Device{Facts: facts, target: &target{own: newIndex(string(distill(headKnown, list)))}, feeds: &index{}}
 }
 
 // Device returns the device that a request means. The profile is an id, an
@@ -88,13 +90,16 @@ func (c *Catalog) target(ctx context.Context, version, name string, n need) (*ta
 	}
 	arch, ok := (*list)[name]
 	if !ok {
-		return nil, unsupported("%s has no target %q.%s", what, name, didYouMean(nearest(name, keysOf(*list))))
+		return nil, unsupported("%s has no target %q.%s", what, name, resolve.DidYouMean(nearest(name, keysOf(*list))))
 	}
 	if n.feeds && c.store != nil {
 		defer c.feeds.warm(ctx, version+"/"+arch)()
 	}
-	n.maxAge, n.fresh = cmp.Or(n.maxAge, c.maxAge(version)), isSnapshot(version)
+	n.maxAge, n.fresh = cmp.Or(n.maxAge, c.maxAge(version)), n.fresh || isSnapshot(version)
 	t, err := c.targets.get(ctx, version+"/"+name, n)
+	if err == nil {
+		err = c.lacks(t)
+	}
 	return t, c.refusal(ctx, what+" for "+name, err)
 }
 
@@ -152,9 +157,6 @@ func (c *Catalog) ImageBuilder(ctx context.Context, version, name string) (Archi
 		}
 		return Archive{}, build.Fail(build.KindUpstream, "%s", err)
 	}
-	if t.Archive.Name == "" {
-		return Archive{}, build.Fail(build.KindUpstream, "%s has no ImageBuilder for %s %s.", c.web.base, t.version, name)
-	}
 	a := t.Archive
 	a.URL = c.web.base + "/" + folder(t.version) + "/targets/" + name + "/" + a.Name
 	return a, nil
@@ -211,7 +213,7 @@ func (t *target) unknown(name, model string, matches []int32) error {
 	case name == "":
 		refusal.Detail = fmt.Sprintf("No device of %s %s is called %q. Name one of these profiles: %s.", t.version, t.name, model, few(ids))
 	default:
-		refusal.Detail = fmt.Sprintf("%s %s has no profile %q.%s", t.version, t.name, name, didYouMean(nearest(bare(name), t.names())))
+		refusal.Detail = fmt.Sprintf("%s %s has no profile %q.%s", t.version, t.name, name, resolve.DidYouMean(nearest(bare(name), t.names())))
 	}
 	return refusal
 }
@@ -281,41 +283,6 @@ func (d *Device) ABIFree(name, version string) string {
 		return name
 	}
 	return strings.Clone(e.free)
-}
-
-// always known: ImageBuilders bring these along, and not every index lists
-// them.
-func alwaysKnown(name string) bool {
-	return name == "kernel" || name == "libc" || name == "base-files"
-}
-
-// CheckPackages returns nil if every entry of a request's list names a package
-// that there is for the device: by its name, its ABI-free name, or something
-// that a package provides. "+" and "=version" are cut off; what is to be
-// removed ("-name") need not exist. The error is a build.Refusal with
-// CodeUnknownPackage that names the first unknown one and the nearest there
-// are. If the upstream has no index for the target, the build has to decide.
-func (d *Device) CheckPackages(list []string) error {
-	if d.target.own == nil {
-		return nil
-	}
-	for _, item := range list {
-		name, _, _ := strings.Cut(strings.TrimLeft(item, "+"), "=")
-		if strings.HasPrefix(name, "-") || alwaysKnown(name) {
-			continue
-		}
-		if _, ok := d.find(name); !ok && !slices.Contains(d.Facts.Defaults, name) {
-			return d.unknownPackage(name)
-		}
-	}
-	return nil
-}
-
-func (d *Device) unknownPackage(name string) error {
-	return &build.Refusal{
-		Code: build.CodeUnknownPackage, Package: name,
-		Detail: fmt.Sprintf("%s %s has no package %q for %s.%s", d.Facts.Distribution, d.Facts.Version, name, d.Facts.Target, didYouMean(nearest(name, d.names()))),
-	}
 }
 
 // names yields the ABI-free names of all packages.

@@ -14,9 +14,10 @@ import (
 	"sync/atomic"
 )
 
-// form is the version of what is written into the cache; files of another
-// one are fetched anew.
-const form = 1
+// form is the version of what is written into the cache. Files of earlier ones
+// can be read until they are fetched anew, which is done as soon as the
+// upstream is asked about them.
+const form = 3
 
 // meta is the first line of a file in the cache: of which upstream file the
 // rest was made, and what that file's sum and its validators were.
@@ -32,7 +33,8 @@ type meta struct {
 type files interface {
 	// read returns a file's distillate, or fs.ErrNotExist.
 	read(key string) (meta, string, error)
-	// meta returns of which upstream file it was made, or the zero meta.
+	// meta returns of which upstream file it was made, or the zero meta if it
+	// is not there in today's form.
 	meta(key string) meta
 	// write makes or replaces a file.
 	write(key string, m meta, text []byte) error
@@ -93,7 +95,7 @@ func (d *disk) meta(key string) meta {
 	n, _ := f.Read(b)
 	head, _, _ := bytes.Cut(b[:n], []byte("\n"))
 	m, _ := d.parseMeta(head)
-	return m
+	return m.today()
 }
 
 func (d *disk) parseMeta(line []byte) (meta, error) {
@@ -107,7 +109,17 @@ func (d *disk) parseMeta(line []byte) (meta, error) {
 // usable tells whether a file can be read: its form is known and it is of this
 // upstream.
 func (m meta) usable(base string) bool {
-	return m.Form == form && strings.HasPrefix(m.Source, base+"/")
+	return readable(m.Form) && strings.HasPrefix(m.Source, base+"/")
+}
+
+func readable(f int) bool { return f >= 1 && f <= form }
+
+// today is the meta of a file that need not be fetched anew.
+func (m meta) today() meta {
+	if m.Form != form {
+		return meta{}
+	}
+	return m
 }
 
 func (d *disk) write(key string, m meta, body []byte) error {

@@ -134,6 +134,7 @@ func (r *round) list(ctx context.Context, version string) error {
 	list, err := r.loadList(r.index, version)
 	if err == nil {
 		r.refreshSigner(ctx, r.index, version, *list)
+		r.refreshArchive(ctx, r.index, version, *list)
 	}
 	return err
 }
@@ -330,7 +331,8 @@ func (r *round) read(ctx context.Context, u *unit) error {
 // update asks the upstream whether anything of the unit changed, and then
 // brings it up to date.
 func (r *round) update(ctx context.Context, u *unit) error {
-	if u.stored && len(u.Sources) > 0 && r.began.Sub(u.Whole) < wholeAge {
+	old := slices.ContainsFunc(u.Sources, func(m meta) bool { return m.today() != m })
+	if u.stored && len(u.Sources) > 0 && !old && r.began.Sub(u.Whole) < wholeAge {
 		changed := false
 		err := r.retry(ctx, u.name, func() (err error) {
 			changed, err = r.changed(ctx, u.Sources)

@@ -11,6 +11,8 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/hashicorp/golang-lru/v2/simplelru"
+
+	"github.com/attended-sysupgrade/sysup/shared/build"
 )
 
 const (
@@ -121,7 +123,7 @@ func (m *mirror[T]) bring(ctx context.Context, key string) (*T, error) {
 	if value, current := m.peek(key); current {
 		return value, nil
 	}
-	if since(e.rest) < 0 {
+	if build.Since(e.rest) < 0 {
 		return nil, e.failed
 	}
 	value, b, stamp, err := m.read(ctx, key)
@@ -184,20 +186,14 @@ func (m *mirror[T]) fetch(ctx context.Context, key string, b *bundle) (*T, error
 func (e *effort) note(ctx context.Context, err error) error {
 	end, _ := ctx.Deadline()
 	switch {
-	case err == nil, ctx.Err() == context.Canceled, since(end) > frozenAfter:
+	case err == nil, ctx.Err() == context.Canceled, build.Since(end) > frozenAfter:
 		e.failed, e.rest = nil, time.Time{}
 	case errors.Is(err, errStore):
 		e.failed, e.rest = err, time.Now().Add(storeRest)
 	default:
-		e.failed, e.rest = err, time.Now().Add(updateRest)
+		e.failed, e.rest = err, time.Now().Add(restAfter(err))
 	}
 	return err
-}
-
-// since is time.Since by the clock that goes faster: while a process is frozen,
-// its monotonic clock may stand still.
-func since(t time.Time) time.Duration {
-	return max(time.Since(t), time.Since(t.Round(0)))
 }
 
 // warm begins to read the thing from the store, if the index knows it; the
@@ -232,7 +228,7 @@ func (c *Catalog) retry(ctx context.Context, what string, f func() error) error 
 	pause.InitialInterval = 250 * time.Millisecond
 	_, err := backoff.Retry(ctx, func() (struct{}, error) { return struct{}{}, f() },
 		backoff.WithBackOff(pause), backoff.WithMaxTries(hopeless), backoff.WithNotify(note))
-	if err != nil && !errors.Is(err, errAbsent) {
+	if err != nil && !errors.Is(err, errAbsent) && !errors.Is(err, errUnmade) {
 		c.log.Error("catalogue: update given up for now", "what", what, "error", err)
 	}
 	return err
@@ -259,7 +255,7 @@ func (c *Catalog) stamp(unit string) string {
 func (c *Catalog) sync(ctx context.Context, maxAge time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, storeLimit)
 	defer cancel()
-	if r := c.synced.Load(); r != nil && since(r.at) < maxAge {
+	if r := c.synced.Load(); r != nil && build.Since(r.at) < maxAge {
 		return nil
 	}
 	select {
@@ -270,9 +266,9 @@ func (c *Catalog) sync(ctx context.Context, maxAge time.Duration) error {
 	}
 	old := cmp.Or(c.synced.Load(), &reading{})
 	switch {
-	case since(old.at) < maxAge:
+	case build.Since(old.at) < maxAge:
 		return nil
-	case since(old.rest) < 0:
+	case build.Since(old.rest) < 0:
 		return old.failed
 	}
 	o, err := c.store.read(ctx, indexUnit)

@@ -68,14 +68,3 @@ func lettersOf(name string) uint64 {
 	}
 	return set
 }
-
-// didYouMean is the end of a refusal.
-func didYouMean(names []string) string {
-	switch len(names) {
-	case 0:
-		return ""
-	case 1:
-		return " Did you mean " + names[0] + "?"
-	}
-	return " Did you mean " + strings.Join(names[:len(names)-1], ", ") + " or " + names[len(names)-1] + "?"
-}

@@ -1,147 +1,24 @@
 package catalog
 
 import (
-	"bufio"
 	"bytes"
 	"compress/gzip"
-	"encoding/json"
-	"errors"
-	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+
+	"github.com/attended-sysupgrade/sysup/shared/feed"
 )
 
 // Limits of one package index. The longest real one, the feed "packages", has
 // about 6,000 packages in 9 MB.
 const (
-	maxIndex     = 32 << 20 // as it is fetched
-	maxPlain     = 64 << 20 // unpacked
-	maxIndexLine = 64 << 10
-	maxPackages  = 100_000
-	maxProvides  = 1_000 // of one package
+	maxIndex = 32 << 20 // as it is fetched
+	maxPlain = 64 << 20 // unpacked
 )
 
-var (
-	namePattern    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}$`)
-	versionPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.+~:-]{0,127}$`)
-	abiPattern     = regexp.MustCompile(`^-?[A-Za-z0-9][A-Za-z0-9_.+]{0,31}$`)
-)
-
-// pkg is a package as an index lists it.
-type pkg struct {
-	name     string // as it is installed: "libubox20240329"
-	abi      string // "20240329", where the index tells it
-	version  string
-	provides []string
-}
-
-// free is the name without the ABI version, the one that people and requests
-// use. A '-' keeps the two apart after a digit ("libfoo2-1").
-func (p *pkg) free() string {
-	name, ok := strings.CutSuffix(p.name, p.abi)
-	if p.abi == "" || !ok {
-		return p.name
-	}
-	if short, dash := strings.CutSuffix(name, "-"); dash && endsInDigit(short) {
-		name = short
-	}
-	if name == "" {
-		return p.name
-	}
-	return name
-}
-
-func endsInDigit(s string) bool {
-	return s != "" && s[len(s)-1] >= '0' && s[len(s)-1] <= '9'
-}
-
-// parsePackages reads opkg's list of packages: stanzas of "Field: value",
-// apart by empty lines. Stanzas whose name or version breaks its pattern are
-// left out.
-func parsePackages(b []byte) ([]pkg, error) {
-	var list []pkg
-	var p pkg
-	end := func() error {
-		if namePattern.MatchString(p.name) && versionPattern.MatchString(p.version) {
-			list = append(list, p)
-		}
-		p = pkg{}
-		if len(list) > maxPackages {
-			return fmt.Errorf("more than %d packages", maxPackages)
-		}
-		return nil
-	}
-	lines := bufio.NewScanner(bytes.NewReader(b))
-	lines.Buffer(make([]byte, 0, 4096), maxIndexLine)
-	for lines.Scan() {
-		if len(lines.Bytes()) > 0 {
-			p.field(lines.Bytes())
-		} else if err := end(); err != nil {
-			return nil, err
-		}
-	}
-	if err := lines.Err(); err != nil {
-		return nil, fmt.Errorf("read the list of packages: %w", err)
-	}
-	return list, end()
-}
-
-func (p *pkg) field(line []byte) {
-	name, value, _ := bytes.Cut(line, []byte(":"))
-	value = bytes.TrimSpace(value)
-	switch string(name) {
-	case "Package":
-		p.name = string(value)
-	case "Version":
-		p.version = string(value)
-	case "ABIVersion":
-		if abiPattern.Match(value) {
-			p.abi = string(value)
-		}
-	case "Provides":
-		p.provides = parseProvides(string(value))
-	}
-}
-
-// parseProvides reads "a, b (= 1.0), c=2".
-func parseProvides(value string) []string {
-	var list []string
-	for entry := range strings.SplitSeq(value, ",") {
-		name := strings.TrimSpace(entry)
-		if i := strings.IndexAny(name, " (=<>~"); i >= 0 {
-			name = name[:i]
-		}
-		if namePattern.MatchString(name) && len(list) < maxProvides {
-			list = append(list, name)
-		}
-	}
-	return list
-}
-
-// parseIndexJSON reads an index.json. Its version 2 holds names without the
-// ABI version and has lost that; before, they are as they are installed.
-func parseIndexJSON(b []byte) (list []pkg, lost bool, err error) {
-	var index struct {
-		Version  int               `json:"version"`
-		Packages map[string]string `json:"packages"`
-	}
-	if err := json.Unmarshal(b, &index); err != nil {
-		return nil, false, fmt.Errorf("read index.json: %w", err)
-	}
-	if index.Packages == nil {
-		return nil, false, errors.New(`index.json has no "packages"`)
-	}
-	if len(index.Packages) > maxPackages {
-		return nil, false, fmt.Errorf("index.json: more than %d packages", maxPackages)
-	}
-	for name, version := range index.Packages {
-		if namePattern.MatchString(name) && versionPattern.MatchString(version) {
-			list = append(list, pkg{name: name, version: version})
-		}
-	}
-	return list, index.Version >= 2, nil
-}
+var namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}$`)
 
 // unzip unpacks what is compressed, to at most limit bytes, and returns
 // anything else unchanged:
@@ -157,66 +34,174 @@ func unzip(b []byte, limit int64) ([]byte, error) {
 	return readLimited(z, limit)
 }
 
-// The first line of a distilled index: whether names with ABI versions are
-// among its names.
+// The first line of a distilled index: what it tells of its packages. The last
+// two tell names and versions only; the very last has lost the names with ABI
+// versions. They were all that there was in the first form.
 const (
+	headOpkg  = "whole opkg\n"
+	headAPK   = "whole apk\n"
 	headKnown = "abi known\n"
 	headLost  = "abi lost\n"
 )
 
-// distill writes the form in which an index is kept: the first line, then
-// "name<tab>ABI-free name<tab>version" for every name that a request may use,
-// sorted. The version is empty for what is only provided by some package.
-func distill(list []pkg, lost bool) []byte {
+// distill writes the form in which an index is kept: a head, then one line for
+// every package and one for every other name of a package, sorted by name.
+// Fields are apart by tabs, names in a field by blanks. Of a package:
+//
+//	name, ABI-free name if it differs, version, installed size, size of its
+//	file, priority, what it needs, excludes, provides and is installed with
+//
+// of another name: the name, "=", and the package. What is empty at the end of
+// a line is left out.
+func distill(head string, list []feed.Package) []byte {
 	var lines []string
 	for i := range list {
 		p := &list[i]
-		free := p.free()
-		lines = append(lines, p.name+"\t"+free+"\t"+p.version+"\n")
-		if free != p.name {
-			lines = append(lines, free+"\t"+free+"\t"+p.version+"\n")
+		lines = append(lines, packageLine(head, p))
+		free := p.Free()
+		if free != p.Name {
+			lines = append(lines, aliasLine(free, p.Name))
 		}
-		for _, name := range p.provides {
-			lines = append(lines, name+"\t"+name+"\t\n")
-		}
-	}
-	head := headKnown
-	if lost {
-		head = headLost
-	}
-	return []byte(head + joinLines(lines))
-}
-
-// joinLines sorts by name and leaves the best line for each, else the first.
-func joinLines(lines []string) string {
-	slices.SortStableFunc(lines, func(a, b string) int {
-		return strings.Compare(nameOf(a), nameOf(b))
-	})
-	var text strings.Builder
-	for i := 0; i < len(lines); {
-		best := lines[i]
-		name := nameOf(best)
-		for i++; i < len(lines) && nameOf(lines[i]) == name; i++ {
-			if rank(lines[i]) > rank(best) {
-				best = lines[i]
+		for _, o := range p.Provides {
+			if o.Name != p.Name && o.Name != free && !implied(head, p, o) {
+				lines = append(lines, aliasLine(o.Name, p.Name))
 			}
 		}
-		text.WriteString(best)
+		for _, when := range p.InstallIf[:min(len(p.InstallIf), 1)] {
+			lines = append(lines, when.Name+"\t"+trigger+"\t"+p.Name+"\n")
+		}
 	}
-	return text.String()
+	sortLines(lines)
+	return []byte(head + strings.Join(slices.Compact(lines), ""))
 }
 
-// rank prefers packages to what is only provided, and names that stand for
-// themselves, so that the ABI-free name of an ABI-free name is itself.
-func rank(line string) int {
-	name, rest, _ := strings.Cut(line, "\t")
-	switch {
-	case strings.HasSuffix(rest, "\t\n"):
-		return 0
-	case !strings.HasPrefix(rest, name+"\t"):
-		return 1
+// The second field of a line that is not a package's.
+const (
+	alias   = "="
+	trigger = "?" // the package comes along with what has the name
+)
+
+func aliasLine(name, of string) string { return name + "\t" + alias + "\t" + of + "\n" }
+
+// implied tells what a package provides of itself: its ABI-free name, and with
+// apk its name with "-any".
+func implied(head string, p *feed.Package, o feed.Dependency) bool {
+	free := p.Free()
+	return o.Op == "" && o.Or == nil && (o.Name == free && free != p.Name || head == headAPK && o.Name == p.Name+anySuffix)
+}
+
+const anySuffix = "-any"
+
+func packageLine(head string, p *feed.Package) string {
+	free := p.Free()
+	if free == p.Name {
+		free = ""
 	}
-	return 2
+	provides := slices.DeleteFunc(slices.Clone(p.Provides), func(o feed.Dependency) bool { return implied(head, p, o) })
+	fields := []string{
+		p.Name, free, p.Version, number(p.InstalledSize), number(p.Size), number(int64(p.Priority)),
+		spell(p.Depends), spell(p.Conflicts), spell(provides), spell(p.InstallIf),
+	}
+	for len(fields) > 3 && fields[len(fields)-1] == "" {
+		fields = fields[:len(fields)-1]
+	}
+	return strings.Join(fields, "\t") + "\n"
+}
+
+func number(n int64) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.FormatInt(n, 10)
+}
+
+// spell writes "a b>=1.0 c|d".
+func spell(list []feed.Dependency) string {
+	var words []string
+	for _, d := range list {
+		word := spellOne(d)
+		for _, o := range d.Or {
+			word += "|" + spellOne(o)
+		}
+		words = append(words, word)
+	}
+	return strings.Join(words, " ")
+}
+
+func spellOne(d feed.Dependency) string { return d.Name + d.Op + d.Version }
+
+// unspell is the inverse of spell.
+func unspell(field string) []feed.Dependency {
+	if field == "" {
+		return nil
+	}
+	list := make([]feed.Dependency, 0, strings.Count(field, " ")+1)
+	for word := range strings.SplitSeq(field, " ") {
+		first, rest, more := strings.Cut(word, "|")
+		d := unspellOne(first)
+		for more {
+			first, rest, more = strings.Cut(rest, "|")
+			d.Or = append(d.Or, unspellOne(first))
+		}
+		list = append(list, d)
+	}
+	return list
+}
+
+const operatorChars = "<=>~?"
+
+func unspellOne(word string) feed.Dependency {
+	i := strings.IndexAny(word, operatorChars)
+	if i < 0 {
+		return feed.Dependency{Name: word}
+	}
+	end := i + 1
+	if end < len(word) && word[end] == '=' {
+		end++
+	}
+	return feed.Dependency{Name: word[:i], Op: word[i:end], Version: word[end:]}
+}
+
+// parseLine is the inverse of packageLine, but for what it leaves out. The
+// strings share the line's memory.
+func parseLine(line string, apk bool) *feed.Package {
+	var fields [10]string
+	for i := range fields {
+		fields[i], line, _ = strings.Cut(line, "\t")
+	}
+	p := &feed.Package{
+		Name: fields[0], ABI: abiOf(fields[0], fields[1]), Version: fields[2], InstalledSize: parseNumber(fields[3]), Size: parseNumber(fields[4]),
+		Priority: int(parseNumber(fields[5])), Depends: unspell(fields[6]), Conflicts: unspell(fields[7]), Provides: unspell(fields[8]), InstallIf: unspell(fields[9]),
+	}
+	if apk {
+		p.Provides = append(p.Provides, feed.Dependency{Name: p.Name + anySuffix})
+	}
+	if fields[1] != "" && fields[1] != p.Name {
+		p.Provides = append(p.Provides, feed.Dependency{Name: fields[1]})
+	}
+	return p
+}
+
+// abiOf is what a name has behind its ABI-free name.
+func abiOf(name, free string) string {
+	if free == "" {
+		return ""
+	}
+	abi, _ := strings.CutPrefix(name, free)
+	return abi
+}
+
+func parseNumber(s string) int64 {
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// sortLines sorts by name; lines of one name keep their order.
+func sortLines(lines []string) {
+	slices.SortStableFunc(lines, func(a, b string) int { return strings.Compare(nameOf(a), nameOf(b)) })
 }
 
 func nameOf(line string) string {

@@ -3,11 +3,14 @@ package catalog
 import (
 	"bytes"
 	"compress/gzip"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/attended-sysupgrade/sysup/shared/build"
+	"github.com/attended-sysupgrade/sysup/shared/feed"
 	"github.com/attended-sysupgrade/sysup/shared/usign"
 )
 
@@ -117,73 +120,6 @@ Package: no-version
 Package: last
 Version: 1~2+3-r1`
 
-func TestParsePackages(t *testing.T) {
-	list, err := parsePackages([]byte(packagesFile))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got []string
-	for _, p := range list {
-		got = append(got, fmt.Sprintf("%s %s %s %v", p.name, p.free(), p.version, p.provides))
-	}
-	want := []string{
-		"libubox20240329 libubox 2024.03.29-r1 [libubox]",
-		"libfoo2-3 libfoo2 1 [libfoo2 foo bar]",
-		"libold libold 1 []",
-		"last last 1~2+3-r1 []",
-	}
-	if !slices.Equal(got, want) {
-		t.Errorf("packages are\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
-	}
-	if _, err := parsePackages([]byte("Package: " + strings.Repeat("x", maxIndexLine+1))); err == nil {
-		t.Error("a line without an end is taken")
-	}
-	if _, err := parsePackages(bytes.Repeat([]byte("Package: a\nVersion: 1\n\n"), maxPackages+1)); err == nil {
-		t.Error("packages without an end are taken")
-	}
-}
-
-func TestFree(t *testing.T) {
-	for _, c := range []struct{ name, abi, want string }{
-		{"libubox20240329", "20240329", "libubox"},
-		{"jansson4", "4", "jansson"},
-		{"libfoo2-3", "-3", "libfoo2"}, // as the build system writes it
-		{"libfoo2-3", "3", "libfoo2"},
-		{"libfoo-3", "3", "libfoo-"}, // no digit before: the '-' is the name's own
-		{"libopenssl3", "3", "libopenssl"},
-		{"libopenssl", "3", "libopenssl"},
-		{"3", "3", "3"},
-		{"nano", "", "nano"},
-	} {
-		p := pkg{name: c.name, abi: c.abi}
-		if got := p.free(); got != c.want {
-			t.Errorf("free of %q with ABI %q is %q, want %q", c.name, c.abi, got, c.want)
-		}
-	}
-}
-
-func TestParseIndexJSON(t *testing.T) {
-	for _, c := range []struct {
-		in   string
-		want int
-		lost bool
-	}{
-		{`{"version":2,"architecture":"x","packages":{"a":"1","$(b)":"1","c":"; rm"}}`, 1, true},
-		{`{"architecture":"x","packages":{"libubox20240329":"1","a":"1"}}`, 2, false},
-		{`{"version":3,"packages":{}}`, 0, true},
-	} {
-		list, lost, err := parseIndexJSON([]byte(c.in))
-		if err != nil || len(list) != c.want || lost != c.lost {
-			t.Errorf("%s: %v, %v, %v", c.in, list, lost, err)
-		}
-	}
-	for _, bad := range []string{``, `{}`, `[]`, `{"packages":[]}`, `{"packages":{"a":1}}`, `{"packages":{"a":"1"`} {
-		if list, _, err := parseIndexJSON([]byte(bad)); err == nil {
-			t.Errorf("%s is taken for %v", bad, list)
-		}
-	}
-}
-
 func TestUnzip(t *testing.T) {
 	bomb := pack(make([]byte, 1001))
 	if _, err := unzip(bomb, 1000); err == nil {
@@ -210,15 +146,15 @@ func pack(b []byte) []byte {
 
 func TestJoin(t *testing.T) {
 	x := newIndex(
-		string(distill([]pkg{{name: "a", version: "1", provides: []string{"b", "c"}}, {name: "libx1", abi: "1", version: "1"}}, false)),
-		string(distill([]pkg{{name: "a", version: "2"}, {name: "b", version: "7"}, {name: "libx", abi: "x", version: "9"}}, true)),
+		string(distill(headOpkg, []feed.Package{{Name: "a", Version: "1", Provides: []feed.Dependency{{Name: "b"}, {Name: "c"}}}, {Name: "libx1", ABI: "1", Version: "1"}})),
+		string(distill(headLost, []feed.Package{{Name: "a", Version: "2"}, {Name: "b", Version: "7"}, {Name: "libx", ABI: "x", Version: "9"}})),
 	)
-	want := "a a 1, b b 7, c c , lib lib 9, libx libx 1, libx1 libx 1"
+	want := "a a 2, b b 7, c c , lib lib 9, libx libx 1, libx1 libx 1"
 	var got []string
 	for e := range x.all() {
 		got = append(got, e.name+" "+e.free+" "+e.version)
 	}
-	if strings.Join(got, ", ") != want || !x.lost {
+	if strings.Join(got, ", ") != want || !x.lost || !x.bare {
 		t.Errorf("joined: %s\nwant:   %s", strings.Join(got, ", "), want)
 	}
 }
@@ -269,53 +205,49 @@ func TestNearest(t *testing.T) {
 	}
 }
 
-func FuzzPackages(f *testing.F) {
-	f.Add([]byte(packagesFile))
-	f.Add([]byte("Package: libx1\nVersion: 1\nABIVersion: 1\n\nPackage: libx\nVersion: 1\nABIVersion: x\n\n"))
-	f.Add([]byte("Package: a\r\nVersion: 1\r\n\r\n:\n\n\n\n"))
-	f.Add(pack([]byte(packagesFile)))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if plain, err := unzip(b, 1<<20); err == nil {
-			b = plain
-		}
-		list, err := parsePackages(b)
+// FuzzDistill holds what is kept of packages, whoever listed them, against
+// them: nothing that the resolver needs is lost or changed, all are found,
+// and a canonical name is its own.
+func FuzzDistill(f *testing.F) {
+	f.Add([]byte(packagesFile), false)
+	f.Add([]byte("Package: libx1\nVersion: 1\nABIVersion: 1\n\nPackage: libx\nVersion: 1\nABIVersion: x\n\n"), true)
+	f.Add([]byte("Package: a\r\nVersion: 1\r\n\r\n:\n\n\n\n"), false)
+	f.Add([]byte("Package: a\nVersion: 1\nDepends: b (>= 1~2), c|d (= 2)|e, f (?)\nConflicts: g (<< 1)\nProvides: a-any, h (= 3)\nInstalled-Size: 7\nSize: 8\n\n"), true)
+	f.Fuzz(func(t *testing.T, b []byte, apk bool) {
+		list, err := feed.ParsePackages(b)
 		if err != nil {
 			return
 		}
-		checkIndex(t, list, false)
-	})
-}
-
-func FuzzIndexJSON(f *testing.F) {
-	f.Add([]byte(`{"version":2,"architecture":"x","packages":{"a":"1","libb2":"1"}}`))
-	f.Add([]byte(`{"packages":{"libubox20240329":"1","libubox":"2"}}`))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if list, lost, err := parseIndexJSON(b); err == nil {
-			checkIndex(t, list, lost)
+		head := headOpkg
+		if apk {
+			head = headAPK
 		}
+		checkIndex(t, head, list)
 	})
 }
 
-// checkIndex holds what is distilled of packages against them: all are found,
-// under names that make and a shell leave alone, and a canonical name is its
-// own.
-func checkIndex(t *testing.T, list []pkg, lost bool) {
-	text := string(distill(list, lost))
+func checkIndex(t *testing.T, head string, list []feed.Package) {
+	text := string(distill(head, list))
 	x := newIndex(text)
 	d := &Device{target: &target{own: x}, feeds: newIndex(text, text)}
-	for _, p := range list {
-		for _, name := range append([]string{p.name, p.free()}, p.provides...) {
-			e, ok := x.find(name)
-			if !ok || e.name != name || !namePattern.MatchString(name) && name != p.free() {
-				t.Fatalf("%q of %+v: found %v, %+v", name, p, ok, e)
+	u := d.universe()
+	for i := range list {
+		p := &list[i]
+		names := []string{p.Name, p.Free()}
+		for _, o := range p.Provides {
+			names = append(names, o.Name)
+		}
+		for _, name := range names {
+			if found := u.Find(name); !slices.ContainsFunc(found, func(o *feed.Package) bool { return same(o, p, head == headAPK) }) {
+				t.Fatalf("%q finds %+v and not %+v", name, found, p)
 			}
 			free := d.Canonical(name)
 			if again := d.Canonical(free); again != free {
 				t.Fatalf("canonical of %q is %q, of that %q", name, free, again)
 			}
 		}
-		d.ABIFree(p.name, p.version)
-		if err := d.CheckPackages([]string{p.name, "+" + p.free()}); err != nil {
+		d.ABIFree(p.Name, p.Version)
+		if err := d.CheckPackages([]string{p.Name}); errors.As(err, new(*build.Refusal)) && err.(*build.Refusal).Package == p.Name && !slices.ContainsFunc(p.Depends, func(o feed.Dependency) bool { return o.Name == p.Name }) {
 			t.Fatalf("%+v: %v", p, err)
 		}
 	}
@@ -323,24 +255,43 @@ func checkIndex(t *testing.T, list []pkg, lost bool) {
 	for e := range x.all() {
 		names = append(names, e.name)
 	}
-	if !slices.IsSorted(names) || len(slices.Compact(names)) != len(x.starts) {
+	if !slices.IsSorted(names) || len(slices.Compact(slices.Clone(names))) != len(names) {
 		t.Fatalf("not sorted, or a name twice: %q", names)
 	}
 }
 
+// same compares what of packages is kept. What a package provides of itself is
+// there whether it was said or not.
+func same(got, want *feed.Package, apk bool) bool {
+	g, w := *got, *want
+	g.ABI, w.ABI = "", ""
+	w.Arch, w.File, w.SHA256, w.Description, w.Identity = "", "", "", "", ""
+	own := []string{want.Free()}
+	if apk {
+		own = append(own, want.Name+anySuffix)
+	}
+	for _, p := range []*feed.Package{&g, &w} {
+		p.Provides = slices.DeleteFunc(slices.Clone(p.Provides), func(o feed.Dependency) bool {
+			return o.Op == "" && o.Or == nil && slices.Contains(own, o.Name)
+		})
+	}
+	return got.Free() == want.Free() && fmt.Sprintf("%+v", g) == fmt.Sprintf("%+v", w)
+}
+
 // A damaged file in the cache is no reason to fall over.
 func FuzzDistilled(f *testing.F) {
-	f.Add(string(distill([]pkg{{name: "a", version: "1"}}, true)), "a")
+	f.Add(string(distill(headAPK, []feed.Package{{Name: "a", Version: "1", Depends: []feed.Dependency{{Name: "b", Op: ">=", Version: "2"}}}})), "a")
 	f.Add("abi known\na\tb\nc\td\te\tf\n\n\t\t\n", "c")
+	f.Add("whole opkg\na\t=\tb\nb\t=\ta\nc\t\t1\t\t\t\tc|c<= <\n", "a")
 	f.Fuzz(func(t *testing.T, text, name string) {
 		for _, x := range []*index{newIndex(text), newIndex(text, text)} {
-			n := 0
 			for range x.all() {
-				n++
 			}
-			if e, ok := x.find(name); ok && e.name != name || n != len(x.starts) {
-				t.Fatalf("found %+v for %q; %d of %d lines", e, name, n, len(x.starts))
+			if e, ok := x.find(name); ok && e.name != name {
+				t.Fatalf("found %+v for %q", e, name)
 			}
+			d := &Device{target: &target{own: x}, feeds: x}
+			_ = d.CheckPackages([]string{name}) // ends
 		}
 		parseTarget(text)
 	})

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/attended-sysupgrade/sysup/shared/feed"
 	"github.com/attended-sysupgrade/sysup/shared/usign"
 	"github.com/cenkalti/backoff/v5"
 	"golang.org/x/sync/errgroup"
@@ -33,6 +34,9 @@ func split(key string) (version, rest string) {
 func (c *Catalog) refreshTarget(ctx context.Context, f files, key string) error {
 	version, name := split(key)
 	dir, changed := folder(version)+"/targets/"+name, false
+	if run := c.inspections.find(key); run != nil && run.running() {
+		return backoff.Permanent(errUnmade) // the upstream need not be asked meanwhile
+	}
 	err := c.renew(ctx, f, key+"/.target", maxSums, []string{dir + "/sha256sums"}, func(_ string, sums []byte) ([]byte, error) {
 		changed = true
 		return c.distillTarget(ctx, f, version, name, sums)
@@ -77,21 +81,11 @@ func (t *target) indices() map[string]string {
 // returns what matters of sums and profiles.
 func (c *Catalog) distillTarget(ctx context.Context, f files, version, name string, body []byte) ([]byte, error) {
 	dir := folder(version) + "/targets/" + name
-	sig, err := c.signature(ctx, dir+"/sha256sums.sig")
+	sums, signer, err := c.verifiedSums(ctx, dir, body)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.verify(body, sig); err != nil {
-		return nil, err
-	}
-	sums, err := usign.ParseSums(body)
-	if err != nil {
-		return nil, err
-	}
-	profiles, _, err := c.web.get(ctx, dir+"/profiles.json", maxProfilesFile, meta{})
-	if errors.Is(err, errAbsent) {
-		err = backoff.Permanent(err)
-	}
+	profiles, m, err := c.profilesOf(ctx, f, version, name, sums)
 	if err != nil {
 		return nil, err
 	}
@@ -99,14 +93,28 @@ func (c *Catalog) distillTarget(ctx context.Context, f files, version, name stri
 	if err != nil {
 		return nil, err
 	}
-	if err := t.parseSums(sums, profiles); err != nil {
-		return nil, err
-	}
-	t.SignedBy = sig.Fingerprint.String()
+	t.parseSums(sums)
+	t.SignedBy = signer.String()
 	if err := c.renewIndices(ctx, f, t); err != nil {
 		return nil, err
 	}
+	if err := keepProfiles(f, version+"/"+name, m, profiles); err != nil {
+		return nil, err
+	}
 	return json.Marshal(t)
+}
+
+// verifiedSums reads the sha256sums of a folder, which somebody trusted signed.
+func (c *Catalog) verifiedSums(ctx context.Context, dir string, body []byte) (usign.Sums, usign.Fingerprint, error) {
+	sig, err := c.signature(ctx, dir+"/sha256sums.sig")
+	if err == nil {
+		err = c.verify(body, sig)
+	}
+	if err != nil {
+		return nil, usign.Fingerprint{}, err
+	}
+	sums, err := usign.ParseSums(body)
+	return sums, sig.Fingerprint, err
 }
 
 // signature fetches a signature file.
@@ -133,7 +141,7 @@ func (c *Catalog) verify(body []byte, sig usign.Signature) error {
 // while we have it.
 func (c *Catalog) renewIndex(ctx context.Context, f files, key, dir, folder string, sums map[string]string) error {
 	var paths []string
-	for _, file := range []string{"Packages.gz", "Packages", "index.json"} {
+	for _, file := range []string{"Packages.gz", adbFile, "Packages", "index.json"} {
 		paths = append(paths, path.Join(dir, folder, file))
 	}
 	listed := func(p string) string { return sums[strings.TrimPrefix(p, dir+"/")] }
@@ -146,15 +154,24 @@ func (c *Catalog) renewIndex(ctx context.Context, f files, key, dir, folder stri
 	})
 }
 
+// adbFile is the index of apk's packages. What index.json says is less.
+const adbFile = "packages.adb"
+
 // distillIndex verifies an index by its sum or, if it has none, by its
-// signature, if it has one.
+// signature.
 func (c *Catalog) distillIndex(ctx context.Context, p string, body []byte, sum string) ([]byte, error) {
 	if sum != "" && sum != sumOf(body) {
 		return nil, fmt.Errorf("%w: it is not what the target's sha256sums lists", usign.ErrSum)
 	}
-	if path.Base(p) == "index.json" {
-		list, lost, err := parseIndexJSON(body)
-		return distill(list, lost), err
+	switch path.Base(p) {
+	case "index.json":
+		list, lost, err := feed.ParseIndexJSON(body)
+		if lost {
+			return distill(headLost, list), err
+		}
+		return distill(headKnown, list), err
+	case adbFile:
+		return c.distillADB(body, sum != "")
 	}
 	var sig *usign.Signature
 	if sum == "" {
@@ -180,15 +197,36 @@ func (c *Catalog) distillPackages(body []byte, sig *usign.Signature) ([]byte, er
 			return nil, err
 		}
 	}
-	list, err := parsePackages(plain)
-	return distill(list, false), err
+	list, err := feed.ParsePackages(plain)
+	return distill(headOpkg, list), err
+}
+
+// distillADB demands a known signer if any is known and nothing else proves
+// where the index is from.
+func (c *Catalog) distillADB(body []byte, proved bool) ([]byte, error) {
+	c.parsing <- struct{}{}
+	defer func() { <-c.parsing }()
+	if proved || len(c.apkKeys) == 0 {
+		list, err := feed.ReadADBUnverified(body)
+		return distill(headAPK, list), err
+	}
+	list, _, err := feed.OpenADB(body, c.apkKeys)
+	switch {
+	case errors.Is(err, feed.ErrUnknownKey), errors.Is(err, feed.ErrUnsigned):
+		err = backoff.Permanent(fmt.Errorf("%w: %w", usign.ErrUnknownKey, err))
+	case errors.Is(err, feed.ErrBadSignature):
+		err = fmt.Errorf("%w: %w", usign.ErrBadSignature, err)
+	}
+	return distill(headAPK, list), err
 }
 
 func (c *Catalog) loadTarget(f files, key string) (*target, error) {
+	stamp := stampOfUnit(f, key, targetFiles)
 	t, err := c.loadBareTarget(f, key)
 	if err != nil {
 		return nil, err
 	}
+	t.stamp = stamp
 	dir := folder(t.version) + "/targets/" + t.name
 	var texts []string
 	for _, file := range []string{".packages", ".kmods"} {
@@ -309,11 +347,14 @@ func (c *Catalog) loadFeeds(f files, key string) (*index, error) {
 	if names == nil {
 		return nil, fs.ErrNotExist
 	}
+	stamp := stampOfUnit(f, feedsKey(key), append([]string{".names"}, names...))
 	var texts []string
 	for _, name := range names {
 		if _, text, err := f.read(feedsKey(key) + "/" + name); err == nil {
 			texts = append(texts, text)
 		}
 	}
-	return newIndex(texts...), nil
+	x := newIndex(texts...)
+	x.stamp = stamp
+	return x, nil
 }

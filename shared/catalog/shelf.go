@@ -213,9 +213,17 @@ func (s *shelf[T]) run(key string, st *state, u *update) {
 		s.recent.Remove(key)
 		s.epoch++
 	} else {
-		st.rest = time.Now().Add(updateRest)
+		st.rest = time.Now().Add(restAfter(err))
 	}
 	close(u.ended)
+}
+
+// restAfter is the time between a failed update and the next.
+func restAfter(err error) time.Duration {
+	if errors.Is(err, errUnmade) {
+		return unmadeRest
+	}
+	return updateRest
 }
 
 // persist refreshes until it succeeds, fails for good, or the time is over.
@@ -233,8 +241,8 @@ func (s *shelf[T]) persist(ctx context.Context, key string, u *update) error {
 	_, err := backoff.Retry(ctx, func() (struct{}, error) { return struct{}{}, s.refresh(ctx, key) },
 		backoff.WithBackOff(pause), backoff.WithMaxElapsedTime(updateLimit), backoff.WithNotify(note))
 	level := slog.LevelError
-	if errors.Is(err, errAbsent) || s.jobs.ctx.Err() != nil {
-		level = slog.LevelDebug // nothing is wrong: there is no such thing, or no more need of it
+	if errors.Is(err, errAbsent) || errors.Is(err, errUnmade) || s.jobs.ctx.Err() != nil {
+		level = slog.LevelDebug // nothing is wrong: there is no such thing, or not yet, or no more need of it
 	}
 	if err != nil {
 		s.jobs.log.Log(ctx, level, "catalogue: update given up for now", "what", key, "error", err)

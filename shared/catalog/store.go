@@ -105,6 +105,18 @@ func (s *store) want(ctx context.Context, unit string) error {
 	return s.put(ctx, wantedPrefix+unit, nil)
 }
 
+// wantOnce is want for who repeats it: the time of the first wish stays, so that
+// one which nobody fulfils ends.
+func (s *store) wantOnce(ctx context.Context, unit string) error {
+	look, cancel := context.WithTimeout(ctx, storeLimit)
+	defer cancel()
+	r, _, err := s.objects.Open(look, storePrefix+wantedPrefix+unit)
+	if err == nil {
+		return r.Close()
+	}
+	return s.want(ctx, unit)
+}
+
 // list returns the units that there are and those that are wanted.
 func (s *store) list(ctx context.Context) (units, wanted map[string]build.ObjectInfo, err error) {
 	units, wanted = map[string]build.ObjectInfo{}, map[string]build.ObjectInfo{}
@@ -120,6 +132,18 @@ func (s *store) list(ctx context.Context) (units, wanted map[string]build.Object
 		}
 	}
 	return units, wanted, nil
+}
+
+// wanted returns those that are wanted.
+func (s *store) wanted(ctx context.Context) (map[string]build.ObjectInfo, error) {
+	wanted := map[string]build.ObjectInfo{}
+	for info, err := range s.objects.List(ctx, storePrefix+wantedPrefix) {
+		if err != nil {
+			return nil, fmt.Errorf("%w: list what is wanted of the catalogue: %w", errStore, err)
+		}
+		wanted[strings.TrimPrefix(info.Key, storePrefix+wantedPrefix)] = info
+	}
+	return wanted, nil
 }
 
 func (s *store) remove(ctx context.Context, unit string) error {

@@ -1,7 +1,6 @@
 package catalog
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -46,6 +45,7 @@ type target struct {
 	Profiles []profile         `json:"profiles"` // by id
 
 	version, name string
+	stamp         string             // of the files that it was read from
 	byName        map[string][]int32 // id or alias in its bare form → profiles
 	own           *index             // the target's packages and kernel modules; nil if not known
 }
@@ -147,26 +147,28 @@ func cleanTitle(title string) string {
 }
 
 // parseSums reads what is needed of a target's sha256sums: the ImageBuilder,
-// and the sums of package indices. It vouches for profiles.
-func (t *target) parseSums(sums usign.Sums, profiles []byte) error {
-	if err := sums.Check("profiles.json", bytes.NewReader(profiles)); err != nil {
-		return err
-	}
-	t.Indices = map[string]string{}
+// and the sums of package indices.
+func (t *target) parseSums(sums usign.Sums) {
+	t.Indices, t.Archive = map[string]string{}, archiveOf(sums)
 	for _, name := range slices.Sorted(maps.Keys(sums)) {
-		sum := fmt.Sprintf("%x", sums[name])
 		switch path.Base(name) {
-		case "Packages", "Packages.gz", "index.json":
+		case "Packages", "Packages.gz", adbFile, "index.json":
 			if dir := path.Dir(name); dir == "packages" || dir == "kmods/"+t.Kernel {
-				t.Indices[name] = sum
+				t.Indices[name] = fmt.Sprintf("%x", sums[name])
 			}
 		}
-		// There is one; if ever there are more, that for our kind of machine.
-		if archivePattern.MatchString(name) && (t.Archive.Name == "" || strings.Contains(name, "x86_64")) {
-			t.Archive = Archive{Name: name, SHA256: sum}
+	}
+}
+
+// archiveOf finds the ImageBuilder. There is one; if ever there are more, that
+// for our kind of machine.
+func archiveOf(sums usign.Sums) (a Archive) {
+	for _, name := range slices.Sorted(maps.Keys(sums)) {
+		if archivePattern.MatchString(name) && (a.Name == "" || strings.Contains(name, "x86_64")) {
+			a = Archive{Name: name, SHA256: fmt.Sprintf("%x", sums[name])}
 		}
 	}
-	return nil
+	return a
 }
 
 // parseTarget reads what was kept of a target.

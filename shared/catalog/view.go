@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -99,7 +100,7 @@ func (c *Catalog) assess(f files, b *Branch, v *view) bool {
 			b.Targets = *list
 		}
 		known = append(known, version)
-		trouble := c.signerTrouble(f, stands)
+		trouble := cmp.Or(c.signerTrouble(f, stands), archiveTrouble(f, stands))
 		if v.trouble[version] = trouble; trouble == "" {
 			offered = append(offered, version)
 		} else if b.Trouble == "" {
@@ -128,6 +129,14 @@ func (c *Catalog) signerTrouble(f files, version string) string {
 		return ""
 	}
 	return fmt.Sprintf("it is signed by the key %s, which this server does not know. If you trust that key, give its file with --upstream-key.", signer)
+}
+
+// archiveTrouble says so if a version has no ImageBuilder, as far as was seen.
+func archiveTrouble(f files, version string) string {
+	if _, name, err := f.read(version + "/.archive"); err == nil && name == "" {
+		return "its upstream has no ImageBuilder for it."
+	}
+	return ""
 }
 
 func (c *Catalog) knows(signer usign.Fingerprint) bool {
@@ -208,7 +217,7 @@ func (c *Catalog) follows(ctx context.Context, maxAge time.Duration) error {
 	err := c.sync(ctx, maxAge)
 	r := c.synced.Load()
 	switch {
-	case err == nil, maxAge == followAge && c.view.Load() != nil, r != nil && since(r.at) < followAge:
+	case err == nil, maxAge == followAge && c.view.Load() != nil, r != nil && build.Since(r.at) < followAge:
 		return nil
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
@@ -276,6 +285,14 @@ func (c *Catalog) explain(what string, err error) string {
 		return fmt.Sprintf("%s cannot be verified: its signature or checksum at %s is wrong at the moment. Try again in a few minutes.", what, c.web.base)
 	case errors.Is(err, errAbsent):
 		return fmt.Sprintf("%s cannot be built: %s lacks the files that this needs.", what, c.web.base)
+	case errors.Is(err, errUnmade):
+		return fmt.Sprintf("%s is being prepared: %s has no list of its devices, so its ImageBuilder is asked for them. That is done once and takes some minutes. Try again in half a minute.", what, c.web.base)
+	case errors.Is(err, errUninspected):
+		var failure *build.Failure
+		if !errors.As(err, &failure) {
+			failure = &build.Failure{Detail: "Its ImageBuilder does not say what it builds."}
+		}
+		return fmt.Sprintf("%s cannot be prepared at the moment. %s Try again in a few minutes, or tell the operator of this server.", what, failure.Detail)
 	case errors.Is(err, errStore):
 		return fmt.Sprintf("%s cannot be read from the store of this server at the moment. Try again in a minute.", what)
 	case errors.Is(err, errSlow):

@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/http"
 	"net/http/httptest"
@@ -144,7 +145,8 @@ func TestDisk(t *testing.T) {
 	if err != nil || len(left) != 0 {
 		t.Errorf("temporary files are left: %v, %v", left, err)
 	}
-	for _, head := range []string{"", "{", `{"form":0,"source":"https://a.test/x"}`, `{"form":1,"source":"https://a.test.evil/x"}`, `{"form":1}`} {
+	now := fmt.Sprintf(`{"form":%d`, form)
+	for _, head := range []string{"", "{", `{"form":0,"source":"https://a.test/x"}`, now + `,"source":"https://a.test.evil/x"}`, now + `}`} {
 		if err := os.WriteFile(filepath.Join(dir, "a", "b"), []byte(head+"\ntext"), 0o644); err != nil {
 			t.Fatal(err)
 		}

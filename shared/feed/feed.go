@@ -28,7 +28,10 @@ type Package struct {
 	Size          int64  // of that file in bytes
 	InstalledSize int64  // of what it installs in bytes, uncompressed
 	SHA256        string // of the file, lower-case hex; apk's indices do not have it
-	Description   string
+	// Identity is apk's digest of the package, lower-case hex: of what the
+	// package says about itself, not of its file. apk's cache names files by it.
+	Identity    string
+	Description string
 }
 
 // Dependency is a name with, maybe, a condition on its version: "libfoo",
@@ -36,8 +39,10 @@ type Package struct {
 // that provides it.
 type Dependency struct {
 	Name string
-	// Op is "", "=", "<", "<=", ">", ">=" or "~" (the version begins so);
-	// opkg's "<<" and ">>" are "<" and ">".
+	// Op is "", "=", "<", "<=", ">", ">=", "~" (the version begins so) or "?",
+	// a condition that only the package manager understands; Version is empty
+	// with "" and "?". opkg's "<<" and ">>" are "<" and ">", its "<" and ">"
+	// are "<=" and ">=".
 	Op      string
 	Version string
 	// Or are alternatives to this one, of which one is enough ("a | b").

@@ -151,8 +151,8 @@ func (db *DB) prepare() error {
 func (db *DB) Records() *Records { return db.records }
 
 // Queue returns the queue of that name, whose messages are hidden for
-// build.Lease when they are received.
-func (db *DB) Queue(name string) *Queue { return db.QueueFor(name, build.Lease) }
+// build.Visibility when they are received.
+func (db *DB) Queue(name string) *Queue { return db.QueueFor(name, build.Visibility) }
 
 // QueueFor is Queue with a visibility time of its own. Calls with one name
 // return one queue, with the time of the first.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"syscall"
@@ -494,15 +495,20 @@ func TestDamagedRecords(t *testing.T) {
 	wantText(t, err, "damaged", rec.ID.Short())
 	_, err = records.Due(ctx, build.Now().Add(time.Hour), 10)
 	wantText(t, err, "damaged")
-	_, err = db.write.Exec(`update records set schema = ?`, build.Schema+1)
+	_, err = db.write.Exec(`update records set schema = ?, body = ?`, build.Schema+1, []byte("no JSON"))
 	check(t, err)
 	got, err := records.Get(ctx, rec.ID)
 	check(t, err)
 	list, err := records.Due(ctx, build.Now().Add(time.Hour), 10)
 	check(t, err)
-	if got.Schema != build.Schema+1 || got.Rev != 5 || len(list) != 1 || list[0].Schema != got.Schema {
-		t.Errorf("a record of another version is %+v", got)
+	want := build.Record{ID: rec.ID, Rev: 5, Schema: build.Schema + 1, State: build.Queued, DueAt: rec.DueAt}
+	if !reflect.DeepEqual(got, want) || !reflect.DeepEqual(list, []build.Record{want}) {
+		t.Errorf("a record of another version is %+v and among what is due %+v, not %+v", got, list, want)
 	}
+	if pending, err := records.Pending(ctx); err != nil || pending != 1 {
+		t.Errorf("%d builds are pending (%v), not the one of another version", pending, err)
+	}
+	check(t, db.Recount(ctx))
 }
 
 func TestReplaceKeepsTheID(t *testing.T) {

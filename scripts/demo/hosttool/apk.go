@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/attended-sysupgrade/sysup/scripts/demo/pack"
+	"github.com/attended-sysupgrade/sysup/shared/feed"
 )
 
 // apk is one run of the package manager.
@@ -67,7 +68,7 @@ func ecKeys(folder string) ([]*ecdsa.PublicKey, error) {
 		if err != nil {
 			return nil, err
 		}
-		if key, err := pack.ParseECPublic(text); err == nil {
+		if key, err := feed.ParsePublicKey(text); err == nil {
 			keys = append(keys, key)
 		}
 	}

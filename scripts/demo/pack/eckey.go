@@ -36,19 +36,3 @@ func ParseECKey(text []byte) (*ecdsa.PrivateKey, error) {
 	}
 	return nil, errNotEC
 }
-
-// ParseECPublic reads what MarshalECPublic wrote.
-func ParseECPublic(text []byte) (*ecdsa.PublicKey, error) {
-	block, _ := pem.Decode(text)
-	if block == nil {
-		return nil, errNotEC
-	}
-	key, err := x509.ParsePKIXPublicKey(block.Bytes)
-	if err != nil {
-		return nil, err
-	}
-	if ec, ok := key.(*ecdsa.PublicKey); ok {
-		return ec, nil
-	}
-	return nil, errNotEC
-}

@@ -4,10 +4,15 @@ package catalogtest
 
 import (
 	"bytes"
+	"cmp"
 	"compress/gzip"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -18,6 +23,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/attended-sysupgrade/sysup/shared/feed"
 	"github.com/attended-sysupgrade/sysup/shared/usign"
 )
 
@@ -28,6 +34,7 @@ type Upstream struct {
 	Fault func(w http.ResponseWriter, r *http.Request) bool
 
 	key     usign.SecretKey // signs
+	apkKey  *ecdsa.PrivateKey
 	trusted usign.PublicKey // of the first key
 
 	mu      sync.Mutex
@@ -50,13 +57,20 @@ func New() (*Upstream, error) {
 	if err != nil {
 		return nil, err
 	}
+	apkKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
 	return &Upstream{
-		key: key, trusted: key.Public(), files: map[string]file{}, targets: map[string]map[string]string{}, asked: map[string]Count{},
+		key: key, apkKey: apkKey, trusted: key.Public(), files: map[string]file{}, targets: map[string]map[string]string{}, asked: map[string]Count{},
 	}, nil
 }
 
 // Keys is the list with the upstream's key.
 func (u *Upstream) Keys() []usign.PublicKey { return []usign.PublicKey{u.trusted} }
+
+// APKKeys is the list with the key that signs apk's indices.
+func (u *Upstream) APKKeys() []*ecdsa.PublicKey { return []*ecdsa.PublicKey{&u.apkKey.PublicKey} }
 
 // SignBy makes another key sign what is put from now on; Keys stays.
 func (u *Upstream) SignBy(key usign.SecretKey) { u.key = key }
@@ -118,7 +132,7 @@ type Target struct {
 	Defaults             []string
 	Profiles             map[string]Profile
 	Packages, Kmods      []Package
-	APK                  bool // index.json only
+	APK                  bool
 }
 
 // Profile is a device as profiles.json has it.
@@ -126,10 +140,13 @@ type Profile struct {
 	Packages []string            `json:"device_packages"`
 	Devices  []string            `json:"supported_devices"`
 	Titles   []map[string]string `json:"titles"`
+	Prefix   string              `json:"image_prefix,omitempty"`
+	Images   []map[string]string `json:"images,omitempty"`
 }
 
-// Package is one of a feed. Name is without the ABI version.
-type Package struct{ Name, ABI, Version, Provides string }
+// Package is one of a feed. Name is without the ABI version. The lists are
+// spelled as opkg does; with none, a package needs libc.
+type Package struct{ Name, ABI, Version, Provides, Depends, Conflicts string }
 
 const kernel = "6.6.1-1-0123456789abcdef"
 
@@ -187,17 +204,13 @@ func (u *Upstream) Feed(version, arch, name string, apk bool, packages ...Packag
 }
 
 func (u *Upstream) feed(dir string, apk bool, packages []Package) {
-	if apk {
-		versions := map[string]string{}
-		for _, p := range packages {
-			versions[p.Name] = p.Version
-		}
-		u.putJSON(dir+"/index.json", map[string]any{"version": 2, "architecture": "any", "packages": versions})
-		return
-	}
 	var b bytes.Buffer
 	for _, p := range packages {
 		p.stanza(&b)
+	}
+	if apk {
+		u.adb(dir, packages, b.Bytes())
+		return
 	}
 	var packed bytes.Buffer
 	z := gzip.NewWriter(&packed)
@@ -207,13 +220,34 @@ func (u *Upstream) feed(dir string, apk bool, packages []Package) {
 	u.Put(dir+"/Packages.gz", packed.Bytes())
 }
 
+// adb puts the index of apk and what of it is in index.json.
+func (u *Upstream) adb(dir string, packages []Package, stanzas []byte) {
+	list, err := feed.ParsePackages(stanzas)
+	for i := range list {
+		list[i].Provides = append(list[i].Provides, feed.Dependency{Name: list[i].Name + "-any"})
+	}
+	index, err2 := feed.WriteADB(list, u.apkKey)
+	if err := errors.Join(err, err2); err != nil {
+		panic(err) // packages come from tests
+	}
+	u.Put(dir+"/packages.adb", index)
+	versions := map[string]string{}
+	for _, p := range packages {
+		versions[p.Name] = p.Version
+	}
+	u.putJSON(dir+"/index.json", map[string]any{"version": 2, "architecture": "any", "packages": versions})
+}
+
 // stanza has the length of a real one.
 func (p Package) stanza(b *bytes.Buffer) {
 	provides := p.Provides
 	if p.ABI != "" {
 		provides = strings.TrimSuffix(p.Name+", "+provides, ", ")
 	}
-	fmt.Fprintf(b, "Package: %s%s\nVersion: %s\nDepends: libc, libubox20240329, libubus20240329\n", p.Name, p.ABI, p.Version)
+	fmt.Fprintf(b, "Package: %s%s\nVersion: %s\nDepends: %s\n", p.Name, p.ABI, p.Version, cmp.Or(p.Depends, "libc"))
+	if p.Conflicts != "" {
+		fmt.Fprintf(b, "Conflicts: %s\n", p.Conflicts)
+	}
 	if provides != "" {
 		fmt.Fprintf(b, "Provides: %s\n", provides)
 	}

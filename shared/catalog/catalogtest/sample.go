@@ -1,6 +1,9 @@
 package catalogtest
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // Sample returns an upstream with two releases and a snapshot, each with
 // x86/64 (the sole profile generic) and ath79/generic. 24.10.5 is made for
@@ -23,7 +26,10 @@ func (u *Upstream) Release(version, revision string) {
 	defaults := []string{"base-files", "busybox", "dnsmasq", "dropbear", "kernel", "libc", "opkg", "procd"}
 	u.Target(version, Target{
 		Name: "x86/64", Arch: "x86_64", Revision: revision, Defaults: defaults, APK: apk,
-		Profiles: map[string]Profile{"generic": {Packages: []string{"kmod-e1000"}, Titles: []map[string]string{{"title": "Generic x86/64"}}}},
+		Profiles: map[string]Profile{"generic": {
+			Packages: []string{"kmod-e1000"}, Titles: []map[string]string{{"title": "Generic x86/64"}}, Prefix: "openwrt-x86-64-generic",
+			Images: []map[string]string{{"name": "openwrt-x86-64-generic-squashfs-combined.img.gz", "type": "combined", "filesystem": "squashfs", "sha256": strings.Repeat("0", 64)}},
+		}},
 		Packages: []Package{{Name: "base-files", Version: "1"}}, Kmods: []Package{{Name: "kmod-e1000", Version: "6.6.1-r1"}, {Name: "kmod-wireguard", Version: "6.6.1-r1"}},
 	})
 	title := func(model, variant string) []map[string]string {

@@ -1,0 +1,159 @@
+package catalog
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/attended-sysupgrade/sysup/shared/build"
+	"github.com/attended-sysupgrade/sysup/shared/feed"
+	"github.com/attended-sysupgrade/sysup/shared/resolve"
+)
+
+// alwaysKnown: ImageBuilders bring these along, and not every index lists
+// them.
+func alwaysKnown(name string) bool {
+	return name == "kernel" || name == "libc" || name == "base-files"
+}
+
+// Resolve returns the packages that the plan's image would hold. If it
+// certainly cannot be built, the error is a build.Refusal that says why:
+// CodeUnknownPackage, which names what is missing, CodeConflict or
+// CodeVersions. The plan must not have feeds of its own. Without any index of
+// the upstream, nothing is sure and nothing refused.
+func (d *Device) Resolve(p *build.Plan) (resolve.Solution, error) {
+	if d.target.own == nil {
+		return resolve.Solution{}, nil
+	}
+	q := resolve.Query{Format: d.format(), Want: slices.Clone(p.Add), Pins: map[string]string{}}
+	for _, name := range d.Facts.Defaults {
+		if !slices.Contains(p.Remove, d.Canonical(name)) && !slices.Contains(p.Remove, name) {
+			q.Want = append(q.Want, name)
+		}
+	}
+	for _, pin := range p.Pins {
+		q.Pins[pin.Name] = pin.Version
+	}
+	solution, problem := resolve.Resolve(d.universe(), q)
+	if problem != nil {
+		return resolve.Solution{}, d.refusal(problem)
+	}
+	return solution, nil
+}
+
+// CheckPackages is Resolve for a request's list, as far as it adds something:
+// "+" and "=version" are cut off, "-name" is left out.
+func (d *Device) CheckPackages(list []string) error {
+	var p build.Plan
+	for _, item := range list {
+		if name, _, _ := strings.Cut(strings.TrimLeft(item, "+"), "="); !strings.HasPrefix(name, "-") {
+			p.Add = append(p.Add, name)
+		}
+	}
+	_, err := d.Resolve(&p)
+	return err
+}
+
+// Release is what a sentence about the device's packages has to know.
+func (d *Device) Release() resolve.Release {
+	return resolve.Release{Name: d.Facts.Distribution + " " + d.Facts.Version, Target: d.Facts.Target, Defaults: d.Facts.Defaults}
+}
+
+func (d *Device) refusal(p *resolve.Problem) error {
+	refusal := &build.Refusal{Code: build.CodeUnknownPackage, Package: strings.Clone(p.Name)}
+	r := d.Release()
+	switch p.Kind {
+	case resolve.Conflict:
+		refusal.Code = build.CodeConflict
+	case resolve.Versions:
+		refusal.Code, refusal.Package = build.CodeVersions, ""
+	default:
+		if len(p.Have) == 0 {
+			r.Near = nearest(p.Name, d.names())
+		}
+	}
+	refusal.Detail = p.Sentence(r)
+	return refusal
+}
+
+func (d *Device) format() resolve.Format {
+	switch {
+	case d.target.own.format == resolve.APK || d.feeds.format == resolve.APK:
+		return resolve.APK
+	case branchOf(d.Facts.Version) == "17.01":
+		return resolve.Opkg17
+	}
+	return resolve.Opkg
+}
+
+// universe is the packages of both indices. Lines are taken apart once.
+type universe struct {
+	*Device
+	parsed map[place]*feed.Package
+	kmods  bool // the kernel's modules are known
+}
+
+type place struct {
+	in *index
+	at int
+}
+
+func (d *Device) universe() *universe {
+	return &universe{d, map[place]*feed.Package{}, d.target.own.has(kmodPrefix)}
+}
+
+const kmodPrefix = "kmod-"
+
+func (u *universe) Find(name string) []*feed.Package {
+	var list []*feed.Package
+	base, any := strings.CutSuffix(name, anySuffix)
+	for _, x := range []*index{u.target.own, u.feeds} {
+		first, end := x.lines(name)
+		for i := first; i < end; i++ {
+			if of, ok := x.aliased(i); ok {
+				list = u.take(list, x, of)
+			}
+		}
+		list = u.take(list, x, name)
+		if any && x.format == resolve.APK {
+			list = u.take(list, x, base)
+		}
+	}
+	return list
+}
+
+// take appends the packages of an index that are called so, but for those that
+// the list has already: modules of the kernel are often in two feeds.
+func (u *universe) take(list []*feed.Package, x *index, called string) []*feed.Package {
+	for first, end := x.lines(called); first < end; first++ {
+		p := u.at(x, first)
+		if p != nil && !slices.ContainsFunc(list, func(o *feed.Package) bool { return o.Name == p.Name && o.Version == p.Version }) {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
+func (u *universe) at(x *index, i int) *feed.Package {
+	p, ok := u.parsed[place{x, i}]
+	if !ok {
+		p = x.parse(i)
+		u.parsed[place{x, i}] = p
+	}
+	return p
+}
+
+// Granted is true of what ImageBuilders bring along, of default packages that
+// no index lists, of modules while none are known, and of libraries whose
+// names an index has lost.
+func (u *universe) Granted(name string) bool {
+	if alwaysKnown(name) {
+		return true
+	}
+	if _, ok := u.lookup(name); ok {
+		return false
+	}
+	_, found := u.find(name)
+	return found || !u.kmods && strings.HasPrefix(name, kmodPrefix) || slices.Contains(u.Facts.Defaults, name)
+}
+
+func (u *universe) Whole() bool { return !u.target.own.bare && !u.feeds.bare }

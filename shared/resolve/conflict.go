@@ -1,0 +1,173 @@
+package resolve
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/attended-sysupgrade/sysup/shared/feed"
+)
+
+// variants are packages of one source that bring the same files, which their
+// index does not tell: opkg fails on those.
+var variants = [][]string{{"dnsmasq", "dnsmasq-dhcpv6", "dnsmasq-full"}}
+
+// bearers are the packages of a set by every name that they bear.
+type bearers map[string][]*node
+
+func bearersOf(set []*node) bearers {
+	b := bearers{}
+	for _, n := range set {
+		b[n.Name] = append(b[n.Name], n)
+		for _, o := range n.Provides {
+			if o.Name != n.Name && !slices.Contains(b[o.Name], n) {
+				b[o.Name] = append(b[o.Name], n)
+			}
+		}
+	}
+	return b
+}
+
+// conflict finds two forced packages that exclude each other.
+func (s *solver) conflict() *Problem {
+	a, b := s.pair(s.forced, s.certain)
+	if a == nil {
+		return nil
+	}
+	return &Problem{Kind: Conflict, Name: shown(a), Chain: a.chain(), With: shown(b), WithChain: b.chain()}
+}
+
+// quarrel tells whether any two of the picked packages may exclude each other.
+func (s *solver) quarrel() bool {
+	a, _ := s.pair(s.picked, func(a, b *node) bool { return true })
+	return a != nil
+}
+
+// pair finds the first two packages of a set that exclude each other and for
+// which the rest holds, too.
+func (s *solver) pair(set []*node, and func(a, b *node) bool) (a, b *node) {
+	there := bearersOf(set)
+	for _, n := range set {
+		for _, c := range n.Conflicts {
+			for _, m := range there[c.Name] {
+				if m != n && s.Format.meet(m.Package, c) && and(n, m) {
+					return n, m
+				}
+			}
+		}
+		if m := s.rival(n, there); m != nil && and(n, m) {
+			return n, m
+		}
+	}
+	return nil, nil
+}
+
+// rival is a package that takes the place of another without saying so: by a
+// name that apk gives to one package only, or by the same files.
+func (s *solver) rival(n *node, there bearers) *node {
+	if s.Format == APK {
+		return usurper(n, there)
+	}
+	for _, family := range variants {
+		if s.Format == Opkg17 || !slices.Contains(family, n.Name) {
+			continue
+		}
+		for _, name := range family {
+			for _, m := range there[name] {
+				if m.Name == name && name != n.Name {
+					return m
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// usurper is another package with a version for a name that n has a version
+// for: apk installs one package only for such a name.
+func usurper(n *node, there bearers) *node {
+	for _, name := range append(versioned(n), n.Name) {
+		for _, m := range there[name] {
+			if m != n && (m.Name == name || slices.Contains(versioned(m), name)) {
+				return m
+			}
+		}
+	}
+	return nil
+}
+
+func versioned(n *node) []string {
+	var names []string
+	for _, o := range n.Provides {
+		if o.Version != "" {
+			names = append(names, o.Name)
+		}
+	}
+	return names
+}
+
+// certain tells whether a conflict that a declares with b cannot be got
+// around. apk always minds it. opkg only looks at what is there already
+// when it comes to the one that declares it, and only at packages of that very
+// name: so both have to declare it, or be variants of each other,
+// which bring the same files.
+func (s *solver) certain(a, b *node) bool {
+	if s.Format == APK {
+		return true
+	}
+	if s.rival(a, bearersOf([]*node{b})) != nil {
+		return true
+	}
+	return declares(s.Format, a, b) && (declares(s.Format, b, a) || related(a, b))
+}
+
+// declares tells whether a's conflicts name b itself.
+func declares(f Format, a, b *node) bool {
+	return slices.ContainsFunc(a.Conflicts, func(c feed.Dependency) bool { return c.Name == b.Name && f.meets(b.Version, c.Op, c.Version) })
+}
+
+// related tells whether one has a name of the other's.
+func related(a, b *node) bool {
+	names := map[string]bool{a.Name: true}
+	for _, o := range a.Provides {
+		names[o.Name] = true
+	}
+	return names[b.Name] || slices.ContainsFunc(b.Provides, func(o feed.Dependency) bool { return names[o.Name] })
+}
+
+// chain leads from a wanted package to what needs this one.
+func (n *node) chain() []string {
+	var names []string
+	for by := n.by; by != nil; by = by.by {
+		names = append(names, shown(by))
+	}
+	slices.Reverse(names)
+	return names
+}
+
+// mispinned finds the pinned packages that are there in other versions only.
+func (s *solver) mispinned() *Problem {
+	p := &Problem{Kind: Versions}
+	for _, name := range slices.Sorted(maps.Keys(s.Pins)) {
+		want, got := s.Pins[name], ""
+		for _, n := range s.find(name) {
+			if n.Name != name && n.Free() != name {
+				continue // it only provides that
+			}
+			if got = n.Version; got == want {
+				break
+			}
+		}
+		if got != "" && got != want && s.sole(name) {
+			p.Pins = append(p.Pins, Mismatch{name, want, got})
+		}
+	}
+	if len(p.Pins) == 0 {
+		return nil
+	}
+	return p
+}
+
+// sole tells whether nothing else can stand for a name.
+func (s *solver) sole(name string) bool {
+	return !slices.ContainsFunc(s.find(name), func(n *node) bool { return n.Name != name && n.Free() != name })
+}
