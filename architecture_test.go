@@ -20,8 +20,8 @@ const module = "github.com/attended-sysupgrade/sysup/"
 var layout = map[string][]string{
 	"cmd":                    {"*"},
 	"functions":              {"shared", "functions"},
-	"builder":                {"shared/build", "shared/catalog", "shared/usign", "builder"},
-	"builder/imagebuilder":   {"builder/archive", "builder/sandbox", "shared/build", "shared/usign"},
+	"builder":                {"shared/build", "shared/catalog", "shared/resolve", "shared/usign", "builder"},
+	"builder/imagebuilder":   {"builder/archive", "builder/sandbox", "shared/build", "shared/resolve", "shared/usign"},
 	"builder/sandbox":        {},
 	"builder/archive":        {},
 	"shared/build":           {},

@@ -12,6 +12,7 @@ import (
 	"github.com/attended-sysupgrade/sysup/builder/sandbox"
 	"github.com/attended-sysupgrade/sysup/shared/build"
 	"github.com/attended-sysupgrade/sysup/shared/catalog"
+	"github.com/attended-sysupgrade/sysup/shared/resolve"
 )
 
 // job is one attempt at one build.
@@ -107,6 +108,7 @@ func (j *job) make(ctx context.Context) error {
 	err = j.step(build.StepView, func() (err error) {
 		view, err = imagebuilder.Prepare(ctx, tree, &j.rec.Plan, imagebuilder.Setting{
 			Folder: j.folder, ExtraName: string(j.rec.ID[:12]), Confinement: j.Sandbox, TimeLimit: j.TimeLimit, Upstream: j.Upstream,
+			Release: j.device.Release(),
 		})
 		return err
 	})
@@ -188,7 +190,12 @@ func (j *job) collect(view *imagebuilder.View) error {
 	if err := j.checkRevision(output.Profile.VersionCode); err != nil {
 		return err
 	}
-	return j.checkPins()
+	manifest := j.manifest()
+	if err := j.checkPins(manifest); err != nil {
+		return err
+	}
+	j.compare(manifest)
+	return nil
 }
 
 // manifest is what is installed, by ABI-free names.
@@ -202,26 +209,18 @@ func (j *job) manifest() map[string]string {
 
 // checkPins holds the installed versions against those that the client
 // relies on. It says all that differ, up to five.
-func (j *job) checkPins() error {
-	manifest := j.manifest()
-	var wrong []string
+func (j *job) checkPins(manifest map[string]string) error {
+	wrong := resolve.Problem{Kind: resolve.Versions}
 	for _, pin := range j.rec.Plan.Pins {
-		if got, ok := manifest[pin.Name]; got != pin.Version && !uncounted[pin.Name] {
-			if !ok {
-				got = "not installed"
-			}
-			wrong = append(wrong, fmt.Sprintf("%s is %s instead of %s", pin.Name, got, pin.Version))
+		if got := manifest[pin.Name]; got != pin.Version && pin.Counts() {
+			wrong.Pins = append(wrong.Pins, resolve.Mismatch{Name: pin.Name, Want: pin.Version, Got: got})
 		}
 	}
-	if len(wrong) == 0 {
+	if len(wrong.Pins) == 0 {
 		return nil
 	}
-	return build.Fail(build.KindPackageVersions, "The packages are not the asked versions: %s. Look for updates again and send the request anew.", listed(wrong, 5))
+	return build.Fail(build.KindPackageVersions, "%s", wrong.Sentence(j.device.Release()))
 }
-
-// uncounted are left out by every client: they are listed under versions of
-// their own.
-var uncounted = map[string]bool{"kernel": true, "libc": true, "libgcc": true}
 
 func listed(texts []string, most int) string {
 	out := ""
@@ -245,6 +244,7 @@ func (j *job) explained(ctx context.Context, err error) error {
 		return err
 	}
 	failure := *shared // several jobs may wait for one ImageBuilder
+	j.reword(&failure)
 	failure.Command, failure.Stdout, failure.Stderr = j.command, j.stdout, j.stderr
 	if err := j.flight.held(ctx); err != nil {
 		return err

@@ -216,6 +216,7 @@ func (s *site) openCatalog(folder string) {
 	var err error
 	s.catalog, err = catalog.New(catalog.Options{
 		Upstream: s.url, Keys: []usign.PublicKey{s.up.Key.Public()}, Dir: filepath.Join(s.folder, folder), Log: s.logger(),
+		Inspect: s.inspect,
 	})
 	if err != nil {
 		s.Fatal(err)

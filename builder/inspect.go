@@ -90,3 +90,20 @@ func (i *Inspector) run(ctx context.Context, tree *imagebuilder.Tree, version, t
 	}
 	return profiles, err
 }
+
+// wantedInterval is how often builders look for what is wanted: a client waits
+// for half a minute before it asks again.
+const wantedInterval = 15 * time.Second
+
+// ServeWanted makes, until ctx ends, what servers without an ImageBuilder to ask
+// want of the catalogue. Meanwhile the workers of p, which may be nil, stay.
+func ServeWanted(ctx context.Context, c *catalog.Catalog, p *Presence, log *slog.Logger) {
+	for ctx.Err() == nil {
+		end := p.handle()
+		if err := c.MakeWanted(ctx); err != nil && ctx.Err() == nil {
+			log.Warn("what is wanted of the catalogue could not be made", "error", err)
+		}
+		end()
+		pause(ctx, wantedInterval)
+	}
+}

@@ -17,8 +17,8 @@ import (
 	"github.com/attended-sysupgrade/sysup/shared/usign"
 )
 
-// Config is what a Worker works with. Upstream, ServerKeys, Presence, Ended and
-// Hook may be missing.
+// Config is what a Worker works with. Upstream, ServerKeys, Presence, Ended,
+// Defect and Hook may be missing.
 type Config struct {
 	Records    build.Records
 	Queue      build.Queue
@@ -34,6 +34,7 @@ type Config struct {
 	Lifetimes  build.Lifetimes
 	Presence   *Presence          // nil where workers never leave
 	Ended      func(build.Record) // told of each build that a worker brought to its end; nil for nobody
+	Defect     func()             // told of each build that ended otherwise than the catalogue was sure it would; nil for nobody
 	Log        *slog.Logger
 	Hook       build.Hook
 }

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/attended-sysupgrade/sysup/shared/build"
+	"github.com/attended-sysupgrade/sysup/shared/resolve"
 )
 
 const (
@@ -24,6 +25,7 @@ const (
 type Transcript struct {
 	mu             sync.Mutex
 	log            io.Writer
+	release        resolve.Release // for the words of a failure
 	logged         int
 	stage          func(build.Stage)
 	hopeless       func() // called once it is certain that there will be no images
@@ -277,7 +279,7 @@ func (t *Transcript) Explain() *build.Failure {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.evidence.explain()
+	return t.evidence.explain(t.release)
 }
 
 // TooBig returns the failure of images that are said to be too big, or nil.
@@ -291,18 +293,20 @@ func (t *Transcript) TooBig() *build.Failure {
 	return tooBig(t.evidence.tooBig)
 }
 
-func (e *evidence) explain() *build.Failure {
+func (e *evidence) explain(r resolve.Release) *build.Failure {
 	switch {
 	case e.profile != "":
 		return build.Fail(build.KindProfile, "The ImageBuilder does not know the profile %q.", e.profile)
 	case e.clash != "":
-		return about(e.clash, build.Fail(build.KindConflict, "%s and %s both bring the file %s and cannot be installed together. Leave one out: send %q to remove it.", e.clash, cmp.Or(e.with, "another package"), e.clashFile, "-"+e.clash))
+		return about(e.clash, build.Fail(build.KindConflict, "%s", e.conflictWith(e.clash).Sentence(r)))
 	case e.conflict != "":
-		return about(e.conflict, build.Fail(build.KindConflict, "%s and %s exclude each other. Leave one of them out.", e.conflict, cmp.Or(e.with, "another package")))
+		return about(e.conflict, build.Fail(build.KindConflict, "%s", e.conflictWith(e.conflict).Sentence(r)))
 	case e.missing != "":
-		return about(e.missingFor, build.Fail(build.KindMissing, "%s needs %s, which this version does not have. Leave %s out.", e.missingFor, e.missing, e.missingFor))
+		problem := resolve.Problem{Kind: resolve.Missing, Name: e.missing, Chain: []string{e.missingFor}}
+		return about(e.missingFor, build.Fail(build.KindMissing, "%s", problem.Sentence(r)))
 	case e.unknown != "":
-		return about(e.unknown, build.Fail(build.KindUnknownPackage, "This version has no package %s. Leave it out or look up its new name.", e.unknown))
+		problem := resolve.Problem{Kind: resolve.Unknown, Name: e.unknown}
+		return about(e.unknown, build.Fail(build.KindUnknownPackage, "%s", problem.Sentence(r)))
 	case e.script != "":
 		return about(e.script, build.Fail(build.KindBuild, "The install script of %s fails. Leave %s out, or tell those who look after it.", e.script, e.script))
 	case e.tooBig != "":
@@ -311,6 +315,10 @@ func (e *evidence) explain() *build.Failure {
 		return wasKilled()
 	}
 	return build.Fail(build.KindBuild, "The ImageBuilder failed; the end of its log says where.")
+}
+
+func (e *evidence) conflictWith(name string) *resolve.Problem {
+	return &resolve.Problem{Kind: resolve.Conflict, Name: name, With: cmp.Or(e.with, "another package"), File: e.clashFile}
 }
 
 func wasKilled() *build.Failure {

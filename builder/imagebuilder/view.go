@@ -17,6 +17,7 @@ import (
 
 	"github.com/attended-sysupgrade/sysup/builder/sandbox"
 	"github.com/attended-sysupgrade/sysup/shared/build"
+	"github.com/attended-sysupgrade/sysup/shared/resolve"
 )
 
 // Confinement is how jobs are kept from the rest of the machine.
@@ -36,6 +37,7 @@ type Setting struct {
 	// Upstream takes the place of downloads.openwrt.org in the tree's list of
 	// feeds, so that packages come from where the ImageBuilder came from.
 	Upstream string
+	Release  resolve.Release // for the words of a failure
 }
 
 // View is a job's own copy of a tree, which it may change as it likes.
@@ -189,6 +191,7 @@ func (v *View) Make(ctx context.Context, log io.Writer, stage func(build.Stage))
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	v.transcript = NewTranscript(log, stage)
+	v.transcript.release = v.setting.Release
 	v.transcript.hopeless = stop
 	if !v.offered.overviews {
 		var err error

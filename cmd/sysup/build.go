@@ -62,12 +62,29 @@ func (c *buildCmd) Run(ctx context.Context, out io.Writer) error {
 	for _, note := range result.Notes {
 		fmt.Fprintln(out, "note:", note)
 	}
+	for _, change := range result.Changes {
+		fmt.Fprintln(out, "note:", inWords(change))
+	}
 	report, err := c.fetch(ctx, remote, result, keys, screen)
 	if err != nil {
 		return c.explained(ctx, err)
 	}
 	printReport(out, report, c.Output)
 	return nil
+}
+
+// inWords is an amendment as a person reads it.
+func inWords(c build.Amendment) string {
+	text := c.Reason
+	switch {
+	case c.From != "" && c.To != "":
+		text = fmt.Sprintf("%s in place of %s. %s", c.To, c.From, c.Reason)
+	case c.From != "":
+		text = fmt.Sprintf("%s is left out. %s", c.From, c.Reason)
+	case c.To != "":
+		text = fmt.Sprintf("%s is installed as well. %s", c.To, c.Reason)
+	}
+	return strings.TrimSpace(text + " " + c.Link)
 }
 
 // roomy holds that nothing lies in the output folder: nobody signed it.
@@ -119,20 +136,35 @@ func moveAll(from, to string) error {
 // stand in for, over plain HTTP, may repeat what it once signed for others.
 func (c *buildCmd) answers(signed build.Provenance) error {
 	plan := signed.Plan
-	if plan.Target != c.Target || !strings.EqualFold(plan.Version, c.Version) || !c.fits(signed) {
+	target, profile := c.moved(plan)
+	if plan.Target != target || !strings.EqualFold(plan.Version, c.Version) || !fits(profile, signed) {
 		return fmt.Errorf("the server signed %s for %s, profile %s, which is not what was asked for; nothing was kept", plan.Version, plan.Target, plan.Profile)
 	}
 	return nil
 }
 
-// fits tells whether the profile is the one asked for, by its name or by that
-// of a board that it supports. A generic one is for all boards of its target.
-func (c *buildCmd) fits(signed build.Provenance) bool {
+// moved is what was asked for, by the names of today: the server signed what
+// they were.
+func (c *buildCmd) moved(plan build.Plan) (target, profile string) {
+	device := strings.TrimSpace(c.Target + " " + c.Profile)
+	for _, change := range plan.Changes {
+		if change.From == device {
+			device = change.To
+		}
+	}
+	target, profile, _ = strings.Cut(device, " ")
+	return target, profile
+}
+
+// fits tells whether the signed profile is the one asked for, by its name or by
+// that of a board that it supports. A generic one is for all boards of its
+// target.
+func fits(asked string, signed build.Provenance) bool {
 	same := func(board string) bool {
-		return strings.ReplaceAll(board, ",", "_") == strings.ReplaceAll(c.Profile, ",", "_")
+		return strings.ReplaceAll(board, ",", "_") == strings.ReplaceAll(asked, ",", "_")
 	}
 	profile := signed.Plan.Profile
-	return c.Profile == "" || profile == "generic" || same(profile) || slices.ContainsFunc(signed.Result.Profile.SupportedDevices, same)
+	return asked == "" || profile == "generic" || same(profile) || slices.ContainsFunc(signed.Result.Profile.SupportedDevices, same)
 }
 
 func (c *buildCmd) request() (client.Request, error) {

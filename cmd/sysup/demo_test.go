@@ -29,7 +29,8 @@ type demo struct {
 	keys     []string
 }
 
-func startDemo(t *testing.T) demo {
+// startDemo lets clients bring feeds from below the addresses.
+func startDemo(t *testing.T, feeds ...string) demo {
 	t.Helper()
 	for _, tool := range []string{"unsquashfs", "mksquashfs"} {
 		if _, err := exec.LookPath(tool); err != nil {
@@ -44,7 +45,7 @@ func startDemo(t *testing.T) demo {
 	web := &http.Server{Handler: up.Handler()}
 	go web.Serve(listener)
 	t.Cleanup(func() { web.Close() })
-	server := startServer(t, serveCmd{Upstream: up.URL, UpstreamKey: []string{up.KeyFile}, Workers: 2, AllowDefaults: true, TimeLimit: 5 * time.Minute})
+	server := startServer(t, serveCmd{Upstream: up.URL, UpstreamKey: []string{up.KeyFile}, Workers: 2, AllowDefaults: true, RepositoryAllow: feeds, TimeLimit: 5 * time.Minute})
 	return demo{server, up, []string{server.key()}}
 }
 

@@ -34,6 +34,7 @@ type cli struct {
 	Prepare prepareCmd `cmd:"" help:"Make the table, the queues and the bucket for servers and workers on machines of your own."`
 	Build   buildCmd   `cmd:"" help:"Have an image built, download it and verify it."`
 	Verify  verifyCmd  `cmd:"" help:"Verify a downloaded folder against a server's key."`
+	Catalog catalogCmd `cmd:"" help:"Look after what the server knows of its upstream."`
 	Keys    keysCmd    `cmd:"" help:"Make and look at signing keys."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }

@@ -33,7 +33,7 @@ type serveCmd struct {
 	Listen          string         `help:"Address to listen on." default:"127.0.0.1:8000" env:"SYSUP_LISTEN"`
 	Data            string         `help:"Folder for everything the server keeps." default:"data" type:"path" env:"SYSUP_DATA"`
 	Upstream        string         `help:"Download server to build from." default:"https://downloads.openwrt.org" env:"SYSUP_UPSTREAM" placeholder:"URL"`
-	UpstreamKey     []string       `help:"Public key that signs the upstream's checksums; OpenWrt's release keys are known. Repeatable." type:"existingfile" env:"SYSUP_UPSTREAM_KEY" placeholder:"FILE"`
+	UpstreamKey     []string       `help:"Public key that signs the upstream's checksums (usign) or apk's indices (PEM); OpenWrt's usign keys of releases are known. Repeatable." type:"existingfile" env:"SYSUP_UPSTREAM_KEY" placeholder:"FILE"`
 	Workers         int            `help:"Builds at once." default:"1" env:"SYSUP_WORKERS"`
 	MaxPending      int64          `help:"Builds that may wait or run before new ones are refused; 0 = no limit." default:"500" env:"SYSUP_MAX_PENDING"`
 	BuildsPerDay    int64          `help:"Builds that may be started on one day (UTC); 0 = no limit." default:"0" env:"SYSUP_BUILDS_PER_DAY"`
@@ -98,10 +98,14 @@ type server struct {
 	authority *certify.Authority
 	catalog   *catalog.Catalog
 	trees     *imagebuilder.Store // nil without workers
+	inspector *builder.Inspector  // likewise
 	support   sandbox.Support
 }
 
-const sweepInterval = time.Minute
+const (
+	sweepInterval   = time.Minute
+	publishInterval = time.Minute
+)
 
 // Run serves until ctx ends, then gives running builds back to the queue.
 func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) error {
@@ -120,10 +124,14 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.catalog.Run(ctx) })
 	group.Go(func() error { return s.sweep(ctx) })
+	group.Go(func() error { return s.publish(ctx) })
 	group.Go(func() error { return c.certifyFlags.serve(ctx, s.authority.Certify, log) })
 	keys, name := builder.NewKeys(s.authority.Certify), workerName()
 	for i := range c.Workers {
 		group.Go(func() error { return s.worker(fmt.Sprintf("%s-%d", name, i), i, keys).Run(ctx) })
+	}
+	if c.Workers > 0 && c.storeFlags.shared() {
+		group.Go(func() error { builder.ServeWanted(ctx, s.catalog, nil, log); return nil })
 	}
 	group.Go(func() error { return s.listen(ctx, listener) })
 	log.Info("sysup serves", "address", "http://"+listener.Addr().String(), "upstream", c.Upstream, "store", cmp.Or(c.Table, s.Data),
@@ -187,6 +195,7 @@ func (s *server) openBuilder(ctx context.Context) (err error) {
 	s.trees, err = imagebuilder.OpenStore(s.folder(imagebuilderFolder), imagebuilder.Options{
 		Client: http.DefaultClient, Budget: s.CacheSize << 30, Archives: s.archives, Log: s.log,
 	})
+	s.inspector = newInspector(s.trees, s.folder(scratchFolder), s.support, s.BuildUID+s.Workers, s.hidden(), s.log)
 	return err
 }
 
@@ -228,14 +237,22 @@ func (s *server) close() {
 }
 
 func (s *server) openCatalog() error {
-	upstreamKeys, err := readPublics(s.UpstreamKey)
+	options := s.cache
+	options.Upstream, options.Log = strings.TrimRight(s.Upstream, "/"), s.log
+	err := options.Trust(s.UpstreamKey)
 	if err != nil {
 		return err
 	}
-	options := s.cache
-	options.Upstream, options.Keys, options.Log = strings.TrimRight(s.Upstream, "/"), upstreamKeys, s.log
+	if s.Workers > 0 {
+		options.Inspect = s.inspect
+	}
 	s.catalog, err = catalog.New(options)
 	return err
+}
+
+// inspect is for the catalogue, which asks nothing before all is open.
+func (s *server) inspect(ctx context.Context, version, target string, a catalog.Archive) ([]byte, error) {
+	return s.inspector.Inspect(ctx, version, target, a)
 }
 
 // fault is told of what clients do not notice, or are only put off by.
@@ -264,16 +281,40 @@ func (s *server) worker(name string, i int, keys *builder.Keys) *builder.Worker 
 	})
 }
 
+// public is what the API is told of all that does not change.
+func (s *server) public() api.Config {
+	return api.Config{
+		Objects: s.objects, Catalog: s.catalog, PublicURL: strings.TrimRight(s.PublicURL, "/"),
+		AllowDefaults: s.AllowDefaults, RepositoryAllow: s.RepositoryAllow, Client: api.Behind(s.TrustedProxy), Version: version, Log: s.log,
+	}
+}
+
 func (s *server) handler() http.Handler {
 	service := &build.Service{Records: s.records, Queue: s.queue, Secret: s.keys.secret, Hook: s.hook, Limits: s.limits(), Fault: s.fault}
-	return api.New(api.Config{
-		Service: service, Objects: s.objects, Catalog: s.catalog, PublicURL: strings.TrimRight(s.PublicURL, "/"),
-		AllowDefaults: s.AllowDefaults, RepositoryAllow: s.RepositoryAllow, Client: api.Behind(s.TrustedProxy), Version: version, Log: s.log,
-		Ready: func(ctx context.Context) error {
-			_, err := service.Pending(ctx)
-			return errors.Join(err, s.catalog.Ready())
-		},
-	})
+	c := s.public()
+	c.Service = service
+	c.Ready = func(ctx context.Context) error {
+		_, err := service.Pending(ctx)
+		return errors.Join(err, s.catalog.Ready())
+	}
+	return api.New(c)
+}
+
+// publish keeps the objects of the static catalogue up to date.
+func (s *server) publish(ctx context.Context) error {
+	tick := time.NewTicker(publishInterval)
+	defer tick.Stop()
+	for {
+		err := api.Publish(ctx, s.public())
+		if err != nil && s.catalog.Ready() == nil && ctx.Err() == nil {
+			s.log.Error("the catalogue is not published", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
 }
 
 func (s *server) listen(ctx context.Context, listener net.Listener) error {

@@ -25,7 +25,6 @@ import (
 	"github.com/attended-sysupgrade/sysup/shared/build"
 	"github.com/attended-sysupgrade/sysup/shared/catalog"
 	"github.com/attended-sysupgrade/sysup/shared/sqlite"
-	"github.com/attended-sysupgrade/sysup/shared/usign"
 )
 
 type workerCmd struct {
@@ -33,7 +32,7 @@ type workerCmd struct {
 	CertifierTokenFile string        `help:"File with the token for a certifier with an http or https address." type:"existingfile" env:"SYSUP_CERTIFIER_TOKEN_FILE" placeholder:"FILE"`
 	Data               string        `help:"Folder for unpacked ImageBuilders and for jobs; of this process alone." default:"data" type:"path" env:"SYSUP_DATA"`
 	Upstream           string        `help:"Download server to build from." default:"https://downloads.openwrt.org" env:"SYSUP_UPSTREAM" placeholder:"URL"`
-	UpstreamKey        []string      `help:"Public key that signs the upstream's checksums, a file or its base64 line; OpenWrt's release keys are known. Repeatable." env:"SYSUP_UPSTREAM_KEY" placeholder:"KEY"`
+	UpstreamKey        []string      `help:"Public key that signs the upstream's checksums (usign) or apk's indices (PEM), a file or its base64 line; OpenWrt's usign keys of releases are known. Repeatable." env:"SYSUP_UPSTREAM_KEY" placeholder:"KEY"`
 	Workers            int           `help:"Builds at once." default:"1" env:"SYSUP_WORKERS"`
 	Idle               time.Duration `help:"Leave after so long without a build; 0 = never." default:"5m" env:"SYSUP_IDLE"`
 	TimeLimit          time.Duration `help:"Time that one ImageBuilder run may take." default:"10m" env:"SYSUP_TIME_LIMIT"`
@@ -94,6 +93,7 @@ func (c *workerCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) er
 		return nil
 	})
 	group.Go(func() error { s.warm(ctx); return nil })
+	group.Go(func() error { builder.ServeWanted(ctx, s.catalog, s.presence, log); return nil })
 	name := workerName()
 	for i := range c.Workers {
 		group.Go(func() error { return s.worker(fmt.Sprintf("%s-%d", name, i), i).Run(ctx) })
@@ -126,6 +126,7 @@ type site struct {
 	objects  build.Objects
 	catalog  *catalog.Catalog
 	trees    *imagebuilder.Store
+	ask      *builder.Inspector
 	keys     *builder.Keys
 	presence *builder.Presence
 }
@@ -165,33 +166,20 @@ func (c *workerCmd) certifier(cloud *aws.Cloud) (build.Certifier, error) {
 }
 
 func (s *site) openCatalog() error {
-	keys, err := upstreamKeys(s.UpstreamKey)
-	if err != nil {
-		return err
+	o := catalog.Options{
+		Upstream: strings.TrimRight(s.Upstream, "/"), Objects: s.objects, Follow: true, Log: s.log,
+		Inspect: s.inspect,
 	}
-	s.catalog, err = catalog.New(catalog.Options{
-		Upstream: strings.TrimRight(s.Upstream, "/"), Keys: keys, Objects: s.objects, Follow: true, Log: s.log,
-	})
+	err := o.Trust(s.UpstreamKey)
+	if err == nil {
+		s.catalog, err = catalog.New(o)
+	}
 	return err
 }
 
-// upstreamKeys are given as files, or as the lines in them: a container has
-// variables where others have files.
-func upstreamKeys(values []string) (keys []usign.PublicKey, err error) {
-	for _, value := range values {
-		if value == "" {
-			continue
-		}
-		key, err := usign.ParsePublicKey([]byte("untrusted comment: upstream\n" + value + "\n"))
-		if err != nil {
-			key, err = readPublic(value)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("SYSUP_UPSTREAM_KEY has to be the file of a public key or its base64 line, it is %.200q: %w", value, err)
-		}
-		keys = append(keys, key)
-	}
-	return keys, nil
+// inspect is for the catalogue, which asks nothing before all is open.
+func (s *site) inspect(ctx context.Context, version, target string, a catalog.Archive) ([]byte, error) {
+	return s.ask.Inspect(ctx, version, target, a)
 }
 
 func (s *site) openFolders(ctx context.Context) (err error) {
@@ -213,6 +201,7 @@ func (s *site) openFolders(ctx context.Context) (err error) {
 	s.trees, err = imagebuilder.OpenStore(s.folder(imagebuilderFolder), imagebuilder.Options{
 		Client: http.DefaultClient, Budget: s.CacheSize << 30, Archives: s.objects, Log: s.log,
 	})
+	s.ask = newInspector(s.trees, s.folder(scratchFolder), s.support, s.BuildUID+s.Workers, s.hidden(), s.log)
 	return err
 }
 
@@ -286,7 +275,7 @@ func (s *site) worker(name string, i int) *builder.Worker {
 			Level: s.support.Level, Copy: s.support.View != "overlay", UID: s.BuildUID + i, GID: s.BuildUID + i,
 			Hide: s.hidden(),
 		},
-		Lifetimes: build.DefaultLifetimes, Presence: s.presence, Ended: s.ended(), Log: s.log,
+		Lifetimes: build.DefaultLifetimes, Presence: s.presence, Ended: s.ended(), Defect: s.defect, Log: s.log,
 	})
 }
 
@@ -303,5 +292,15 @@ func (s *site) ended() func(build.Record) {
 		if err := aws.Metrics(s.out, values); err != nil {
 			s.log.Warn("the figures of a build could not be printed", "error", err)
 		}
+	}
+}
+
+// defect counts a build that ended otherwise than the catalogue was sure of.
+func (s *site) defect() {
+	if !s.Metrics {
+		return
+	}
+	if err := aws.Metrics(s.out, map[string]float64{aws.MetricDisagreed: 1}); err != nil {
+		s.log.Warn("a defect could not be counted", "error", err)
 	}
 }

@@ -599,7 +599,7 @@ func TestWorkerSettings(t *testing.T) {
 			}
 		}
 	}
-	if _, err := upstreamKeys([]string{"no key"}); err == nil || !strings.Contains(err.Error(), "SYSUP_UPSTREAM_KEY") {
+	if err := new(catalog.Options).Trust([]string{"no key"}); err == nil || !strings.Contains(err.Error(), "SYSUP_UPSTREAM_KEY") {
 		t.Errorf("a wrong key of the upstream: %v", err)
 	}
 }

@@ -57,18 +57,19 @@ func open(ctx context.Context, c config, log *slog.Logger) (any, error) {
 
 // newFunc is the function over a cloud.
 func newFunc(ctx context.Context, c config, cloud *aws.Cloud, log *slog.Logger) (gateway.Func, error) {
-	objects := cloud.Objects()
-	upstream, err := c.Catalog(objects, true, log)
+	objects, records := cloud.Objects(), cloud.Records()
+	fleet, _, err := start.Fleet(c.Settings, cloud, records, c.MaxBuilders)
+	if err != nil {
+		return nil, err
+	}
+	upstream, err := c.Catalog(objects, true, fleet, log)
 	if err != nil {
 		return nil, err
 	}
 	fault := func(err error) { log.Error("a service of AWS failed", "error", err) }
 	service := &build.Service{
-		Records: cloud.Records(), Queue: cloud.Queue(), Fault: fault,
+		Records: records, Queue: cloud.Queue(), Fleet: fleet, Fault: fault,
 		Limits: build.Limits{Pending: c.MaxPending, PerDay: c.BuildsPerDay, PerClient: c.BuildsPerClient},
-	}
-	if service.Fleet, _, err = start.Fleet(c.Settings, cloud, service.Records, c.MaxBuilders); err != nil {
-		return nil, err
 	}
 	known := &keeper{Catalog: upstream, service: service, read: func(ctx context.Context) ([]byte, error) { return cloud.Secret(ctx, c.RequestSecret) }}
 	handler := api.New(api.Config{

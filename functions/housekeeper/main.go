@@ -48,16 +48,16 @@ func open(ctx context.Context, c config, log *slog.Logger) (any, error) {
 		return nil, err
 	}
 	objects, records := cloud.Objects(), cloud.Records()
-	catalogue, err := c.Catalog(objects, false, log)
-	if err != nil {
-		return nil, err
-	}
 	fleet, tasks, err := start.Fleet(c.Settings, cloud, records, c.MaxBuilders)
 	if err != nil {
 		return nil, err
 	}
+	catalogue, err := c.Catalog(objects, false, fleet, log)
+	if err != nil {
+		return nil, err
+	}
 	public := api.Config{
-		Catalog: catalogue, Objects: objects, AllowDefaults: c.AllowDefaults, RepositoryAllow: c.RepositoryAllow, Version: start.Version,
+		Catalog: catalogue, Objects: objects, AllowDefaults: c.AllowDefaults, RepositoryAllow: c.RepositoryAllow, Version: start.Version, Log: log,
 	}
 	h := &house{
 		catalogue: catalogue, records: records, count: records.Pending, fleet: fleet, log: log, out: os.Stdout,

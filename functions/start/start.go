@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net/url"
 	"os"
-	"regexp"
 	"strings"
 
 	"github.com/aws/aws-lambda-go/lambda"
@@ -15,7 +14,6 @@ import (
 	"github.com/attended-sysupgrade/sysup/shared/aws"
 	"github.com/attended-sysupgrade/sysup/shared/build"
 	"github.com/attended-sysupgrade/sysup/shared/catalog"
-	"github.com/attended-sysupgrade/sysup/shared/usign"
 )
 
 // Version is set by the linker in releases.
@@ -47,40 +45,38 @@ func handlerOf[S interface{ Validate() error }](open func(context.Context, S, *s
 // Upstream are the settings of where images come from.
 type Upstream struct {
 	Upstream     string   `help:"Download server to build from." default:"https://downloads.openwrt.org" env:"SYSUP_UPSTREAM"`
-	UpstreamKeys []string `help:"Public keys that sign the upstream's checksums: files, or the base64 lines of such." name:"upstream-key" env:"SYSUP_UPSTREAM_KEY"`
+	UpstreamKeys []string `help:"Public keys that sign the upstream's checksums (usign) or apk's indices (PEM): files, or the base64 lines of such." name:"upstream-key" env:"SYSUP_UPSTREAM_KEY"`
 }
 
 // Catalog opens the catalogue in the store. One that follows reads what the
-// housekeeper puts there.
-func (u Upstream) Catalog(objects build.Objects, follow bool, log *slog.Logger) (*catalog.Catalog, error) {
-	var keys []usign.PublicKey
-	for _, value := range u.UpstreamKeys {
-		key, err := readKey(value)
-		if err != nil {
-			return nil, fmt.Errorf("SYSUP_UPSTREAM_KEY has to be the file of a public key or its base64 line, it is %.200q: %w", value, err)
-		}
-		keys = append(keys, key)
+// housekeeper puts there. A builder of the fleet, which may be nil, is woken
+// where one has to ask an ImageBuilder what it builds.
+func (u Upstream) Catalog(objects build.Objects, follow bool, fleet *build.Fleet, log *slog.Logger) (*catalog.Catalog, error) {
+	o := catalog.Options{
+		Upstream: strings.TrimRight(u.Upstream, "/"), Objects: objects, Follow: follow, Wake: waker(fleet), Log: log,
 	}
-	c, err := catalog.New(catalog.Options{
-		Upstream: strings.TrimRight(u.Upstream, "/"), Keys: keys, Objects: objects, Follow: follow, Log: log,
-	})
+	if err := o.Trust(u.UpstreamKeys); err != nil {
+		return nil, err
+	}
+	c, err := catalog.New(o)
 	if err != nil {
 		return nil, fmt.Errorf("SYSUP_UPSTREAM has to be an http or https address, it is %.200q: %w", u.Upstream, err)
 	}
 	return c, nil
 }
 
-var keyLine = regexp.MustCompile(`^[A-Za-z0-9+/]{56}$`)
-
-func readKey(value string) (usign.PublicKey, error) {
-	if keyLine.MatchString(value) {
-		return usign.ParsePublicKey([]byte("untrusted comment: upstream\n" + value + "\n"))
+// waker starts a builder if none receives.
+func waker(fleet *build.Fleet) func(context.Context) error {
+	if fleet == nil {
+		return nil
 	}
-	text, err := os.ReadFile(value)
-	if err != nil {
-		return usign.PublicKey{}, err
+	return func(ctx context.Context) error {
+		board, err := fleet.Records.Board(ctx, "", build.Change{})
+		if err != nil {
+			return fmt.Errorf("see whether a builder is there: %w", err)
+		}
+		return fleet.Wake(ctx, board)
 	}
-	return usign.ParsePublicKey(text)
 }
 
 // Fleet starts builders as tasks, nil where the settings name no cluster: then

@@ -2,8 +2,8 @@
 //
 //	go run ./scripts/demo [--output DIR] [--url URL] [--snapshot-revision rN-hash] [--serve]
 //
-// The folder it serves, its address and its public key are printed as shell variables: UPSTREAM_DIR,
-// UPSTREAM_URL and UPSTREAM_KEY.
+// The folder it serves, its address and its public keys, usign's and the one of apk's indices, are printed
+// as shell variables: UPSTREAM_DIR, UPSTREAM_URL, UPSTREAM_KEY and UPSTREAM_APK_KEY.
 package main
 
 import (
@@ -44,7 +44,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("UPSTREAM_DIR=%s\nUPSTREAM_URL=%s\nUPSTREAM_KEY=%s\n", u.Dir, u.URL, u.KeyFile)
+	fmt.Printf("UPSTREAM_DIR=%s\nUPSTREAM_URL=%s\nUPSTREAM_KEY=%s\nUPSTREAM_APK_KEY=%s\n", u.Dir, u.URL, u.KeyFile, u.APKKeyFile)
 	if !*serve {
 		return nil
 	}

@@ -96,6 +96,11 @@ func (r release) config(t target) string {
 	if r.apk {
 		b.WriteString("CONFIG_USE_APK=y\n")
 	}
+	if r.bare {
+		b.WriteString("# CONFIG_JSON_OVERVIEW_IMAGE_INFO is not set\n")
+	} else {
+		b.WriteString("CONFIG_JSON_OVERVIEW_IMAGE_INFO=y\n")
+	}
 	b.WriteString("CONFIG_SIGNATURE_CHECK=y\n")
 	return b.String()
 }
@@ -118,7 +123,11 @@ func (r release) info(t target, o Options) string {
 		revision = o.Revision
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "Current Target: %q\nCurrent Architecture: %q\nCurrent Revision: %q\n", t.name, t.cpu, revision)
+	fmt.Fprintf(&b, "Current Target: %q\n", t.name)
+	if !r.bare {
+		fmt.Fprintf(&b, "Current Architecture: %q\n", t.cpu)
+	}
+	fmt.Fprintf(&b, "Current Revision: %q\n", revision)
 	fmt.Fprintf(&b, "Default Packages: %s\nAvailable Profiles:\n\n", strings.Join(r.defaultPackages(), " "))
 	for _, d := range t.devices {
 		fmt.Fprintf(&b, "%s:\n    %s %s\n    Packages: %s\n", d.id, d.vendor, d.model, strings.Join(d.packages, " "))

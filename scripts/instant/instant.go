@@ -50,6 +50,11 @@ type Options struct {
 	Before string // shell, run by each build before it installs packages
 	After  string // shell, run by each build at its end, with $BIN_DIR
 
+	// Bare are those of the versions that are like 17.01 to 19.07: neither the
+	// upstream nor the ImageBuilders have a profiles.json, nor is there an
+	// index.json, and make info prints less.
+	Bare []string
+
 	// LocalSignature makes the trees sign their images with a fwtool trailer,
 	// as those up to 24.10 do.
 	LocalSignature bool

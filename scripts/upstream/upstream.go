@@ -29,6 +29,7 @@ type Upstream struct {
 type Release struct {
 	Version string
 	APK     bool // feeds as of 25.12: index.json and .apk names, no Packages
+	Bare    bool // as up to 19.07: neither profiles.json nor index.json
 	Targets []Target
 	Feeds   map[string]Feeds // by package architecture
 }
@@ -150,7 +151,7 @@ func (w *writer) release(r Release) {
 func (w *writer) feeds(r Release, arch string, feeds Feeds) {
 	dir := path.Join(Path(r.Version), "packages", arch)
 	for name, packages := range feeds {
-		w.feed(path.Join(dir, name), arch, r.APK, packages)
+		w.feed(path.Join(dir, name), arch, r, packages)
 	}
 	w.data(path.Join(dir, "feeds.conf"), feedsConf(feeds))
 }
@@ -173,35 +174,39 @@ func (w *writer) target(r Release, t Target) {
 	w.sums = usign.Sums{}
 	w.sumsDir = dir
 	w.file(path.Join(dir, t.Archive.Name), t.Archive)
-	w.json(path.Join(dir, "profiles.json"), t.Profiles)
+	if !r.Bare {
+		w.json(path.Join(dir, "profiles.json"), t.Profiles)
+	}
 	w.data(path.Join(dir, "feeds.buildinfo"), feedsConf(r.Feeds[t.Profiles.ArchPackages]))
 	w.data(path.Join(dir, "version.buildinfo"), []byte(t.Profiles.VersionCode+"\n"))
-	w.feed(path.Join(dir, "packages"), t.Profiles.ArchPackages, r.APK, t.Packages)
+	w.feed(path.Join(dir, "packages"), t.Profiles.ArchPackages, r, t.Packages)
 	sums, err := w.sums.Marshal()
 	w.fail(err)
 	w.sums = nil
 	w.signed(path.Join(dir, "sha256sums"), sums)
 	if kernel := t.Profiles.Kernel; kernel != nil && t.Kmods != nil {
 		abi := fmt.Sprintf("%s-%s-%s", kernel.Version, kernel.Release, kernel.Vermagic)
-		w.feed(path.Join(dir, "kmods", abi), t.Profiles.ArchPackages, r.APK, t.Kmods)
+		w.feed(path.Join(dir, "kmods", abi), t.Profiles.ArchPackages, r, t.Kmods)
 	}
 }
 
 // feed writes the packages that have a file, and their index in each of the
 // version's formats.
-func (w *writer) feed(dir, arch string, apk bool, packages []Package) {
+func (w *writer) feed(dir, arch string, r Release, packages []Package) {
 	versions := map[string]string{}
 	var index bytes.Buffer
 	for _, p := range slices.SortedFunc(slices.Values(packages), Package.compare) {
-		p.sum = sha256.Sum256([]byte(p.filename(arch, apk)))
+		p.sum = sha256.Sum256([]byte(p.filename(arch, r.APK)))
 		if p.File.Data != nil || p.File.Path != "" {
-			p.Size, p.sum = w.file(path.Join(dir, p.filename(arch, apk)), p.File)
+			p.Size, p.sum = w.file(path.Join(dir, p.filename(arch, r.APK)), p.File)
 		}
 		versions[p.Name] = p.Version
 		p.stanza(&index, arch)
 	}
-	w.json(path.Join(dir, "index.json"), map[string]any{"version": 2, "architecture": arch, "packages": versions})
-	if apk {
+	if !r.Bare {
+		w.json(path.Join(dir, "index.json"), map[string]any{"version": 2, "architecture": arch, "packages": versions})
+	}
+	if r.APK {
 		return
 	}
 	w.data(path.Join(dir, "Packages.gz"), compress(index.Bytes()))

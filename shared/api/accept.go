@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"strings"
@@ -19,7 +20,8 @@ func (s *server) accept(ctx context.Context, r build.Request, client string) (bu
 	if err := s.permit(&r); err != nil {
 		return build.Status{}, err
 	}
-	device, err := s.Catalog.Device(ctx, r.Version, r.Target, r.Profile, r.Model)
+	asked := r // for the echo
+	device, moved, err := s.device(ctx, &r)
 	if err != nil {
 		return build.Status{}, err
 	}
@@ -32,13 +34,32 @@ func (s *server) accept(ctx context.Context, r build.Request, client string) (bu
 	if device, err = s.sameRevision(ctx, &r, device); err != nil {
 		return build.Status{}, err
 	}
-	plan := build.Resolve(&r, device.Facts, s.Settings, device.Canonical)
+	plan := s.plan(ctx, r, device, moved)
 	if len(r.Repositories) == 0 { // the feeds of a client may have what ours do not
-		if err := device.CheckPackages(plan.Add); err != nil {
-			return build.Status{}, err
+		solution, err := device.Resolve(&plan)
+		if err != nil {
+			return s.earlier(ctx, &plan, err)
+		}
+		if note := device.TooBig(&plan, solution); note != "" {
+			plan.Changes = append(plan.Changes, build.Amendment{Reason: note})
 		}
 	}
-	return s.Service.Submit(ctx, build.Submission{Plan: plan, Request: r, Client: client})
+	return s.Service.Submit(ctx, build.Submission{Plan: plan, Request: asked, Client: client})
+}
+
+// earlier answers with the image that was made before the refusal became true:
+// the versions that a client relies on leave the feeds while images with them
+// are still kept.
+func (s *server) earlier(ctx context.Context, plan *build.Plan, refused error) (build.Status, error) {
+	refusal, ok := errors.AsType[*build.Refusal](refused)
+	if !ok || refusal.Code != build.CodeVersions || plan.Private {
+		return build.Status{}, refused
+	}
+	status, err := s.Service.Status(ctx, plan.ID(s.Service.Secret))
+	if err != nil || status.Record.State == build.Failed {
+		return build.Status{}, refused
+	}
+	return status, nil
 }
 
 // permit refuses what the operator has not allowed.

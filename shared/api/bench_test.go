@@ -10,6 +10,9 @@ import (
 	"testing"
 
 	"github.com/attended-sysupgrade/sysup/shared/build"
+	"github.com/attended-sysupgrade/sysup/shared/catalog"
+	"github.com/attended-sysupgrade/sysup/shared/catalog/catalogtest"
+	"github.com/attended-sysupgrade/sysup/shared/dir"
 )
 
 // The two requests that make up nearly all traffic, without the network and
@@ -95,4 +98,69 @@ func (c constant) Get(ctx context.Context, id build.ID) (build.Record, error) {
 		return build.Record{}, build.ErrNotFound
 	}
 	return c.rec, nil
+}
+
+// BenchmarkPublish publishes a branch from a warm cache into a folder: 60
+// targets with 5 to 300 profiles, 9,000 packages for each architecture. First
+// all of it, then comparing it with what is there, then without any change.
+func BenchmarkPublish(b *testing.B) {
+	up, err := catalogtest.Big(60, 9000)
+	if err != nil {
+		b.Fatal(err)
+	}
+	cache := openCatalog(b, catalog.Options{
+		Upstream: "https://upstream.test", Keys: up.Keys(), Client: up.Client(), Log: slog.New(slog.DiscardHandler), Dir: b.TempDir(),
+	})
+	profiles := map[string]catalogtest.Profile{}
+	image := map[string]string{"name": "openwrt-24.10.5-sysupgrade.bin", "type": "sysupgrade", "filesystem": "squashfs", "sha256": strings.Repeat("0a", 32)}
+	for i := range 60 {
+		for n := range 5 {
+			profiles[fmt.Sprintf("vendor_device-%d-%d", i, n)] = catalogtest.Profile{
+				Packages: []string{"kmod-module-1", "-kmod-module-2"}, Devices: []string{fmt.Sprintf("vendor,device-%d-%d", i, n)},
+				Titles: []map[string]string{{"vendor": "Vendor", "model": fmt.Sprint("Device ", i, n)}}, Images: []map[string]string{image, image, image},
+			}
+		}
+		up.Target("24.10.5", catalogtest.Target{
+			Name: fmt.Sprintf("board%d/generic", i), Arch: fmt.Sprintf("arch_%d", i), Revision: "r29233-443ec4032a", Profiles: profiles,
+			Packages: []catalogtest.Package{{Name: "base-files", Version: "1"}},
+		})
+	}
+	if err := cache.Refresh(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	for i := range 60 {
+		for _, p := range []catalog.Part{{Version: "24.10.5", Target: fmt.Sprintf("board%d/generic", i)}, {Version: "24.10.5", Arch: fmt.Sprintf("arch_%d", i)}} {
+			if _, err := cache.Stamp(b.Context(), p); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	folder, err := dir.Open(b.TempDir())
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, c := range []struct {
+		name   string
+		forget []string // before each round
+	}{
+		{"first", []string{staticPrefix, publishedKey}}, {"compared", []string{publishedKey}}, {"unchanged", nil},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			objects := &countingObjects{Objects: folder}
+			for b.Loop() {
+				b.StopTimer()
+				objects.puts = 0
+				for _, prefix := range c.forget {
+					for info := range folder.List(b.Context(), prefix) {
+						folder.Delete(b.Context(), info.Key)
+					}
+				}
+				b.StartTimer()
+				if err := Publish(b.Context(), Config{Catalog: cache, Objects: objects}); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(objects.puts), "puts/op")
+		})
+	}
 }

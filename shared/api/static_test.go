@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"net/http/httptest"
+	"strings"
+	"sync"
 	"testing"
 
 	"github.com/attended-sysupgrade/sysup/shared/build"
@@ -19,7 +21,7 @@ func TestPublish(t *testing.T) {
 		if err := Publish(t.Context(), rig.config); err != nil {
 			t.Fatal(err)
 		}
-		for _, path := range []string{"json/v1/overview.json", "json/v1/latest.json"} {
+		for _, path := range []string{"json/v1/overview.json", "json/v1/latest.json", "json/v1/branches.json"} {
 			w := httptest.NewRecorder()
 			New(rig.config).ServeHTTP(w, httptest.NewRequest("GET", "/"+path, nil))
 			object, _, err := rig.objects.Open(t.Context(), path)
@@ -45,8 +47,8 @@ func TestPublishNothingNew(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if counting.puts != 2 {
-		t.Errorf("three rounds over one catalogue make %d writes, want 2", counting.puts)
+	if counting.puts != 3 {
+		t.Errorf("three rounds over one catalogue make %d writes, want 3", counting.puts)
 	}
 }
 
@@ -63,12 +65,35 @@ func TestPublishWithoutCatalogue(t *testing.T) {
 	}
 }
 
+// countingObjects count what is asked of them, call stop when left writes are
+// done, and refuse to write keys with fail in them.
 type countingObjects struct {
 	build.Objects
-	puts int
+	mu          sync.Mutex
+	puts, opens int
+	left        int
+	stop        func()
+	fail        string
+}
+
+var errObjects = errors.New("the disk is on fire")
+
+func (c *countingObjects) Open(ctx context.Context, key string) (io.ReadCloser, build.ObjectInfo, error) {
+	c.mu.Lock()
+	c.opens++
+	c.mu.Unlock()
+	return c.Objects.Open(ctx, key)
 }
 
 func (c *countingObjects) Put(ctx context.Context, key string, r io.Reader, policy build.Policy) error {
+	c.mu.Lock()
 	c.puts++
+	if c.left--; c.left == 0 && c.stop != nil {
+		c.stop()
+	}
+	c.mu.Unlock()
+	if c.fail != "" && strings.Contains(key, c.fail) {
+		return errObjects
+	}
 	return c.Objects.Put(ctx, key, r, policy)
 }

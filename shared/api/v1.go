@@ -198,7 +198,7 @@ func stageWord(rec build.Record) string {
 func progress(rec build.Record) client.Status {
 	return client.Status{
 		Code: http.StatusAccepted, RequestHash: string(rec.ID),
-		EnqueuedAt: rec.CreatedAt.UTC().Format(time.RFC3339Nano), Request: echo(rec),
+		EnqueuedAt: rec.CreatedAt.UTC().Format(time.RFC3339Nano), Request: echo(rec), Changes: rec.Plan.Changes,
 	}
 }
 

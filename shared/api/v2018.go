@@ -21,6 +21,7 @@ var v2018 = &dialect{
 		build.CodeUnsupported:    http.StatusPreconditionFailed,
 		build.CodeUnknownDevice:  http.StatusPreconditionFailed,
 		build.CodeUnknownPackage: http.StatusUnprocessableEntity,
+		build.CodeConflict:       http.StatusConflict,
 		build.CodeOverloaded:     http.StatusServiceUnavailable,
 		build.CodeUnavailable:    http.StatusServiceUnavailable,
 		build.CodeNotFound:       http.StatusNotFound,

@@ -23,12 +23,13 @@ const (
 	MetricDone         = "BuildsDone"
 	MetricFailed       = "BuildsFailed"
 	MetricRefused      = "Refused"
+	MetricDisagreed    = "Disagreed" // resolver and ImageBuilder; none is printed as long as there is none
 )
 
 // units are CloudWatch's words. It has none for minutes.
 var units = map[string]string{
 	MetricPending: "Count", MetricAlive: "Count", MetricDeadLetters: "Count", MetricCatalogueAge: "None",
-	MetricBuildSeconds: "Seconds", MetricDone: "Count", MetricFailed: "Count", MetricRefused: "Count",
+	MetricBuildSeconds: "Seconds", MetricDone: "Count", MetricFailed: "Count", MetricRefused: "Count", MetricDisagreed: "Count",
 }
 
 type emf struct {

@@ -73,7 +73,7 @@ func TestPinnedIDs(t *testing.T) {
 // TestEveryFieldIsHashed fails when a field joins Plan that nobody thought of
 // here.
 func TestEveryFieldIsHashed(t *testing.T) {
-	known := []string{"Revision"} // hashed for snapshots only, see TestRevision
+	known := []string{"Revision", "Changes"} // see TestRevision and TestChangesAreNotHashed
 	for _, test := range pinned {
 		known = append(known, test.field)
 	}
@@ -96,6 +96,17 @@ func TestRevision(t *testing.T) {
 		if same := a.ID(secret) == b.ID(secret); same == snapshot {
 			t.Errorf("snapshot %v: do other revisions share an ID? %v", snapshot, same)
 		}
+	}
+}
+
+// TestChangesAreNotHashed: what is told about the rules is no part of the
+// image, the digest of those that were applied is hashed.
+func TestChangesAreNotHashed(t *testing.T) {
+	a := basePlan()
+	b := a
+	b.Changes = []build.Amendment{{From: "auc", To: "owut", Reason: "It has another name."}}
+	if a.ID(secret) != b.ID(secret) {
+		t.Error("the words about a change are hashed")
 	}
 }
 

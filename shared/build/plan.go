@@ -28,8 +28,19 @@ type Plan struct {
 	RepositoryKeys   []string     `json:"repository_keys,omitempty"`
 	Settings         []string     `json:"settings,omitempty"` // of the server, where they change images
 	Rules            string       `json:"rules,omitempty"`
+	Changes          []Amendment  `json:"changes,omitempty"` // not hashed: Rules is
 	Private          bool         `json:"private,omitempty"`
 	Defaults         string       `json:"defaults,omitempty"` // leaves the record when the build ends
+}
+
+// Amendment is what was done to a request so that its version can serve it, for
+// people to read. From is empty for what was added, To for what was left out;
+// both are for what only has to be said.
+type Amendment struct {
+	From   string `json:"from"`
+	To     string `json:"to"`
+	Reason string `json:"reason"`         // a sentence
+	Link   string `json:"link,omitempty"` // to read more
 }
 
 // Pin is a package whose version the client relies on.
@@ -37,6 +48,10 @@ type Pin struct {
 	Name    string `json:"name"`
 	Version string `json:"version"`
 }
+
+// Counts tells whether the version matters: some packages are listed under
+// versions of their own, and every client leaves them out.
+func (p Pin) Counts() bool { return p.Name != "kernel" && p.Name != "libc" && p.Name != "libgcc" }
 
 // kept are never removed, whatever a client sends: an image without them does
 // not boot or cannot be mended.

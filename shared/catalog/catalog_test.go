@@ -182,8 +182,31 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// withoutADB leaves a release of apk with what index.json tells.
+func withoutADB(u *catalogtest.Upstream, dir string) {
+	for _, target := range []string{"x86/64", "ath79/generic"} {
+		u.Drop(dir + "/targets/" + target + "/packages/packages.adb")
+		u.Drop(dir + "/targets/" + target + "/kmods/6.6.1-1-0123456789abcdef/packages.adb")
+		u.Sign(dir + "/targets/" + target)
+	}
+	for _, arch := range []string{"x86_64", "mips_24kc"} {
+		for _, name := range []string{"base", "luci", "packages"} {
+			u.Drop(dir + "/packages/" + arch + "/" + name + "/packages.adb")
+		}
+	}
+}
+
 func TestCheckPackages(t *testing.T) {
-	w := fetched(t, sample(t))
+	t.Run("whole", func(t *testing.T) { testCheckPackages(t, sample(t)) })
+	t.Run("index.json", func(t *testing.T) {
+		u := sample(t)
+		withoutADB(u, "releases/25.12.0-rc1")
+		testCheckPackages(t, u)
+	})
+}
+
+func testCheckPackages(t *testing.T, u *catalogtest.Upstream) {
+	w := fetched(t, u)
 	for _, c := range []struct {
 		version string
 		list    string
@@ -241,7 +264,13 @@ func TestNames(t *testing.T) {
 		}
 	}
 	// Without names with ABI versions, the version tells what is one.
+	u := sample(t)
+	withoutADB(u, "releases/25.12.0-rc1")
+	w = fetched(t, u)
 	d := w.device(t, "25.12.0-rc1", x86, "", "")
+	if got := d.ABIFree("libubox20240329", "2024.03.29-r1"); got != "libubox" {
+		t.Errorf("ABIFree with the version = %q, want libubox", got)
+	}
 	if got := d.ABIFree("libubox20240329", "2024.04.01-r1"); got != "libubox20240329" {
 		t.Errorf("ABIFree with another version = %q, want the name as it is", got)
 	}

@@ -33,6 +33,7 @@ type Device struct {
 
 	target *target
 	feeds  *index
+	limit  int64 // bytes that an image may have, 0 if not known
 }
 
 // NewDevice returns a device for which there are just the named packages. It
@@ -72,7 +73,7 @@ func (c *Catalog) Device(ctx context.Context, version, name, profile, model stri
 			Target: t.name, Profile: p.ID, Defaults: t.packagesOf(p),
 		},
 		Arch: t.Arch, Titles: p.Titles, SupportedDevices: p.Devices,
-		target: t, feeds: feeds,
+		target: t, feeds: feeds, limit: p.Limit,
 	}, nil
 }
 
@@ -283,6 +284,13 @@ func (d *Device) ABIFree(name, version string) string {
 		return name
 	}
 	return strings.Clone(e.free)
+}
+
+// Has tells whether there is a package for the device of that name, or one that
+// provides it.
+func (d *Device) Has(name string) bool {
+	_, ok := d.find(name)
+	return ok || slices.Contains(d.Facts.Defaults, name)
 }
 
 // names yields the ABI-free names of all packages.

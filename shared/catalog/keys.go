@@ -1,8 +1,12 @@
 package catalog
 
 import (
+	"bytes"
 	"fmt"
+	"os"
+	"regexp"
 
+	"github.com/attended-sysupgrade/sysup/shared/feed"
 	"github.com/attended-sysupgrade/sysup/shared/usign"
 )
 
@@ -35,4 +39,61 @@ func ReleaseKeys() ([]usign.PublicKey, error) {
 		keys = append(keys, key)
 	}
 	return keys, nil
+}
+
+// The base64 lines that stand for whole files: of usign's, and of PEM.
+var (
+	usignLine = regexp.MustCompile(`^[A-Za-z0-9+/]{56}$`)
+	pemLine   = regexp.MustCompile(`^[A-Za-z0-9+/]{122}==$`)
+)
+
+const maxKeyFile = 4 << 10
+
+// Trust adds public keys that sign for the upstream, each given as a file or as
+// the base64 in it: usign's sign checksums and the indices of opkg, those in
+// PEM sign the indices of apk. Empty values are left out.
+func (o *Options) Trust(values []string) error {
+	for _, value := range values {
+		if value == "" {
+			continue
+		}
+		if err := o.trust(value); err != nil {
+			return fmt.Errorf("SYSUP_UPSTREAM_KEY has to be the file of a public key or its base64 line, it is %.200q: %w", value, err)
+		}
+	}
+	return nil
+}
+
+func (o *Options) trust(value string) error {
+	text, err := keyText(value)
+	if err != nil {
+		return err
+	}
+	if bytes.Contains(text, []byte("-----BEGIN ")) {
+		key, err := feed.ParsePublicKey(text)
+		if err == nil {
+			o.APKKeys = append(o.APKKeys, key)
+		}
+		return err
+	}
+	key, err := usign.ParsePublicKey(text)
+	if err == nil {
+		o.Keys = append(o.Keys, key)
+	}
+	return err
+}
+
+func keyText(value string) ([]byte, error) {
+	switch {
+	case usignLine.MatchString(value):
+		return []byte("untrusted comment: upstream\n" + value + "\n"), nil
+	case pemLine.MatchString(value):
+		return []byte("-----BEGIN PUBLIC KEY-----\n" + value + "\n-----END PUBLIC KEY-----\n"), nil
+	}
+	file, err := os.Open(value)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	return readLimited(file, maxKeyFile)
 }

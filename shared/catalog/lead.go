@@ -203,20 +203,18 @@ type unit struct {
 func (c *Catalog) parseUnit(name string) (*unit, bool) {
 	version, rest := split(name)
 	u := &unit{name: name, version: version}
-	arch, feeds := strings.CutPrefix(rest, ".feeds/")
+	part, ok := parsePart(name)
 	switch {
-	case !releasePattern.MatchString(version):
-		return nil, false
-	case feeds && archPattern.MatchString(arch):
-		key := version + "/" + arch
+	case ok && part.Target == "":
+		key := version + "/" + part.Arch
 		u.refresh = func(ctx context.Context, f files) error { return c.refreshFeeds(ctx, f, key) }
 		u.sources = func(f files) []meta { return feedSources(f, key) }
-	case rest == ".targets":
-		u.refresh = func(ctx context.Context, f files) error { return c.refreshList(ctx, f, version) }
-		u.sources = func(f files) []meta { return []meta{f.meta(name)} }
-	case targetPattern.MatchString(rest):
+	case ok:
 		u.refresh = func(ctx context.Context, f files) error { return c.refreshTarget(ctx, f, name) }
 		u.sources = func(f files) []meta { return c.targetSources(f, name) }
+	case rest == ".targets" && releasePattern.MatchString(version):
+		u.refresh = func(ctx context.Context, f files) error { return c.refreshList(ctx, f, version) }
+		u.sources = func(f files) []meta { return []meta{f.meta(name)} }
 	default:
 		return nil, false
 	}

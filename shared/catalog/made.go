@@ -18,6 +18,9 @@ import (
 // profiles.json. The ImageBuilder knows what would stand there, so it is asked
 // once: the answer is kept beside the target and holds for as long as the
 // archive is the same. Its package indices are read as everywhere.
+//
+// Over a store, who has no ImageBuilder leaves a wish there, and builders leave
+// the answer, by the archive's sum.
 
 var (
 	// errUnmade says that the ImageBuilder is being asked, or that somebody was
@@ -78,6 +81,12 @@ func (c *Catalog) made(ctx context.Context, f files, version, name string, a Arc
 
 // inspected waits for an inspection as long as those who need it can wait.
 func (c *Catalog) inspected(ctx context.Context, version, name string, a Archive) ([]byte, error) {
+	if c.store != nil {
+		profiles, err := c.store.made(ctx, a)
+		if err == nil || errors.Is(err, errStore) {
+			return profiles, err
+		}
+	}
 	switch {
 	case c.inspect == nil && c.store == nil:
 		return nil, errAbsent
@@ -114,8 +123,9 @@ func (c *Catalog) wish(ctx context.Context, unit string) {
 // inspections are the questions to ImageBuilders that are under way or were
 // answered lately, by the unit of their target.
 type inspections struct {
-	mu   sync.Mutex
-	runs map[string]*inspection
+	mu     sync.Mutex
+	runs   map[string]*inspection
+	grants map[string]time.Time // when a wish was made that was fulfilled
 }
 
 // inspection is one question; the other fields hold once ended is closed.
@@ -145,6 +155,29 @@ func (s *inspections) find(unit string) *inspection {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.runs[unit]
+}
+
+// granted tells whether there is nothing to do about the wish of that time: it
+// was fulfilled, and the leader removes it when it has seen that, or the
+// ImageBuilder has just failed.
+func (s *inspections) granted(unit string, wished time.Time) bool {
+	run := s.find(unit)
+	if run != nil && !run.running() && run.err != nil && time.Since(run.at) < failedRest {
+		return true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at, ok := s.grants[unit]
+	return ok && at.Equal(wished)
+}
+
+func (s *inspections) grant(unit string, wished time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.grants == nil {
+		s.grants = map[string]time.Time{}
+	}
+	s.grants[unit] = wished
 }
 
 // begin puts the question, unless it was put. It goes on when those who wait for
@@ -196,12 +229,16 @@ func (c *Catalog) ask(version, name string, a Archive) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errUninspected, err)
 	}
-	return profiles, nil
+	if c.store != nil {
+		err = c.store.keepMade(ctx, a, profiles)
+	}
+	return profiles, err
 }
 
-// MakeWanted brings the targets into the store that servers without a builder
-// wished for, as those whose ImageBuilder has to be asked. It is for the
-// builders that follow a store, which call it now and then.
+// MakeWanted asks the ImageBuilders that servers without a builder wished to be
+// asked, and stores what they say for these. It is for the builders that follow
+// a store, which call it now and then. They write nothing else of the catalogue:
+// who runs code of others is not to say what archives have to be.
 func (c *Catalog) MakeWanted(ctx context.Context) error {
 	wanted, err := c.store.wanted(ctx)
 	if err != nil {
@@ -209,39 +246,35 @@ func (c *Catalog) MakeWanted(ctx context.Context) error {
 	}
 	var errs []error
 	for _, unit := range slices.Sorted(maps.Keys(wanted)) {
-		if p, ok := parsePart(unit); ok && p.Target != "" && ctx.Err() == nil {
-			errs = append(errs, c.makeUnit(ctx, unit))
+		p, ok := parsePart(unit)
+		if !ok || p.Target == "" || c.inspections.granted(unit, wanted[unit].Modified) {
+			continue
+		}
+		err := c.makeOne(ctx, p.Version, p.Target)
+		if err == nil {
+			c.inspections.grant(unit, wanted[unit].Modified)
+		} else if ctx.Err() == nil {
+			errs = append(errs, fmt.Errorf("%s: %w", unit, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (c *Catalog) makeUnit(ctx context.Context, unit string) error {
-	o, err := c.store.read(ctx, unit)
-	if errors.Is(err, errStore) {
+// makeOne waits for the ImageBuilder of one target, unless its upstream has a
+// profiles.json.
+func (c *Catalog) makeOne(ctx context.Context, version, name string) error {
+	dir := folder(version) + "/targets/" + name
+	body, _, err := c.web.get(ctx, dir+"/sha256sums", maxSums, meta{})
+	if err != nil {
 		return err
 	}
-	files := o.bundle
+	sums, _, err := c.verifiedSums(ctx, dir, body)
 	if err != nil {
-		files = newBundle(c.web.base)
+		return err
 	}
-	if err = c.refreshWhole(ctx, files, unit); err == nil && files.changed {
-		_, err = c.store.write(ctx, unit, files)
-	}
-	if err != nil {
-		return fmt.Errorf("make %s for others: %w", unit, err)
-	}
-	if err := c.store.remove(ctx, wantedPrefix+unit); err != nil {
-		c.log.Debug("catalogue: a wish stays until the leader removes it", "what", unit, "error", err)
-	}
-	return nil
-}
-
-// refreshWhole is refreshTarget for who can wait for an ImageBuilder.
-func (c *Catalog) refreshWhole(ctx context.Context, f files, unit string) error {
 	for {
-		err := c.retry(ctx, unit, func() error { return c.refreshTarget(ctx, f, unit) })
-		run := c.inspections.find(unit)
+		_, _, err := c.profilesOf(ctx, newBundle(c.web.base), version, name, sums)
+		run := c.inspections.find(version + "/" + name)
 		if !errors.Is(err, errUnmade) || run == nil {
 			return err
 		}
@@ -290,4 +323,19 @@ func (c *Catalog) prepareTarget(ctx context.Context, version, name string) (*tar
 			return nil, context.Cause(ctx)
 		}
 	}
+}
+
+// Targets returns the names of a version's targets, sorted. The error is a
+// build.Refusal, as that of Device.
+func (c *Catalog) Targets(ctx context.Context, version string) ([]string, error) {
+	n := need{until: time.Now().Add(patience)}
+	version, err := c.version(ctx, version, n)
+	if err != nil {
+		return nil, err
+	}
+	list, err := c.list(ctx, version, n.until)
+	if err != nil {
+		return nil, c.refusal(ctx, c.distribution+" "+version, err)
+	}
+	return slices.Sorted(maps.Keys(*list)), nil
 }

@@ -272,12 +272,19 @@ func TestMakeWanted(t *testing.T) {
 		}
 		builder, o := s.follower(), always(profiles)
 		builder.inspect = o.inspect
+		s.store.setFault(func(_ context.Context, verb, key string) error {
+			if verb != "open" && verb != "list" && !strings.HasPrefix(key, "catalog/.made/") {
+				t.Errorf("the builder's call: %s %s", verb, key)
+			}
+			return nil
+		})
 		if err := builder.MakeWanted(t.Context()); err != nil || o.times() != 1 {
 			t.Fatalf("MakeWanted: %v, asked %d times", err, o.times())
 		}
-		if wanted, err := api.store.wanted(t.Context()); err != nil || len(wanted) != 0 {
-			t.Errorf("still wanted are %v (%v)", wanted, err)
+		if err := builder.MakeWanted(t.Context()); err != nil || o.times() != 1 {
+			t.Errorf("the same wish again: %v, asked %d times", err, o.times())
 		}
+		s.store.setFault(nil)
 		time.Sleep(unmadeRest + time.Second)
 		if d, err := carambola(api); err != nil || d.Facts.Profile != "8dev_carambola2" {
 			t.Errorf("then it is %+v, %v", d, err)
@@ -287,6 +294,9 @@ func TestMakeWanted(t *testing.T) {
 		}
 		if _, err := carambola(s.recluse()); err != nil {
 			t.Errorf("the store has not all of it: %v", err)
+		}
+		if wanted, err := api.store.wanted(t.Context()); err != nil || len(wanted) != 0 {
+			t.Errorf("still wanted are %v (%v)", wanted, err)
 		}
 		if err := builder.MakeWanted(t.Context()); err != nil || o.times() != 1 {
 			t.Errorf("without a wish: %v, asked %d times", err, o.times())

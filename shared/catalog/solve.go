@@ -31,7 +31,9 @@ func (d *Device) Resolve(p *build.Plan) (resolve.Solution, error) {
 		}
 	}
 	for _, pin := range p.Pins {
-		q.Pins[pin.Name] = pin.Version
+		if pin.Counts() {
+			q.Pins[pin.Name] = pin.Version
+		}
 	}
 	solution, problem := resolve.Resolve(d.universe(), q)
 	if problem != nil {
@@ -89,7 +91,7 @@ func (d *Device) format() resolve.Format {
 type universe struct {
 	*Device
 	parsed map[place]*feed.Package
-	kmods  bool // the kernel's modules are known
+	kmods  bool // it is known which modules the kernel has
 }
 
 type place struct {
@@ -98,7 +100,7 @@ type place struct {
 }
 
 func (d *Device) universe() *universe {
-	return &universe{d, map[place]*feed.Package{}, d.target.own.has(kmodPrefix)}
+	return &universe{d, map[place]*feed.Package{}, d.target.Kernel != "" || d.target.own.has(kmodPrefix)}
 }
 
 const kmodPrefix = "kmod-"

@@ -277,8 +277,8 @@ func (l *Listing) Profile(name string) (Profile, error) {
 		titles = append(titles, titleFacts{Title: title})
 	}
 	p := Profile{ID: found.ID, MetadataVersion: 1, Target: t.name, Images: []imageFacts{}, Profile: build.Profile{
-		ArchPackages: t.Arch, DefaultPackages: orNone(t.Defaults), DevicePackages: orNone(found.asListed()),
-		SupportedDevices: orNone(found.Devices), VersionCode: t.Revision, VersionNumber: t.version,
+		ArchPackages: t.Arch, DefaultPackages: copied(t.Defaults), DevicePackages: orNone(found.asListed()),
+		SupportedDevices: copied(found.Devices), VersionCode: t.Revision, VersionNumber: t.version,
 	}}
 	p.Titles, err = json.Marshal(titles)
 	for _, facts := range []string{l.common, l.profiles[found.ID]} {
@@ -300,6 +300,9 @@ func (p *profile) asListed() []string {
 	}
 	return list
 }
+
+// copied is never nil, and may be written over: json.Unmarshal does.
+func copied(list []string) []string { return append([]string{}, list...) }
 
 func orNone(list []string) []string {
 	if list == nil {

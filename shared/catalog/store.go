@@ -17,6 +17,7 @@ import (
 const (
 	storePrefix  = "catalog/"
 	wantedPrefix = ".wanted/"
+	madePrefix   = ".made/"
 	indexUnit    = ".index"
 
 	// storeLimit is the time for one call of the store.
@@ -115,6 +116,26 @@ func (s *store) wantOnce(ctx context.Context, unit string) error {
 		return r.Close()
 	}
 	return s.want(ctx, unit)
+}
+
+// made returns what an ImageBuilder said of itself, or fs.ErrNotExist, errDamaged
+// or errStore.
+func (s *store) made(ctx context.Context, a Archive) ([]byte, error) {
+	o, err := s.read(ctx, madePrefix+a.SHA256)
+	if err != nil {
+		return nil, err
+	}
+	_, text, err := o.bundle.read(madeFile)
+	return []byte(text), err
+}
+
+func (s *store) keepMade(ctx context.Context, a Archive, profiles []byte) error {
+	b := newBundle(s.base)
+	if err := b.write(madeFile, meta{Form: form, Source: a.URL, Sum: a.SHA256}, profiles); err != nil {
+		return err
+	}
+	_, err := s.write(ctx, madePrefix+a.SHA256, b)
+	return err
 }
 
 // list returns the units that there are and those that are wanted.

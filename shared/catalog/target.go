@@ -57,6 +57,7 @@ type profile struct {
 	Titles   []string `json:"titles,omitempty"`
 	Packages []string `json:"packages,omitempty"` // beside the defaults
 	Without  []string `json:"without,omitempty"`  // of the defaults
+	Limit    int64    `json:"limit,omitempty"`    // bytes that an image may have, where that is told
 }
 
 // profilesJSON is the part of a profiles.json that is read.
@@ -72,6 +73,7 @@ type profilesJSON struct {
 		Packages []string          `json:"device_packages"`
 		Devices  []string          `json:"supported_devices"`
 		Titles   []json.RawMessage `json:"titles"`
+		Limits   json.RawMessage   `json:"file_size_limits"`
 	} `json:"profiles"`
 	Target   string `json:"target"`
 	Revision string `json:"version_code"`
@@ -100,7 +102,9 @@ func parseProfiles(b []byte, version, name string) (*target, error) {
 	for id, raw := range p.Profiles {
 		devices := slices.DeleteFunc(raw.Devices, func(s string) bool { return !profilePattern.MatchString(s) })
 		if profilePattern.MatchString(id) && packageList(raw.Packages) && len(devices) <= maxNames {
-			t.Profiles = append(t.Profiles, newProfile(id, devices, parseTitles(raw.Titles), raw.Packages, t.Defaults))
+			p := newProfile(id, devices, parseTitles(raw.Titles), raw.Packages, t.Defaults)
+			p.Limit = parseLimit(raw.Limits)
+			t.Profiles = append(t.Profiles, p)
 		}
 	}
 	if len(t.Profiles) == 0 {
@@ -132,6 +136,15 @@ func parseTitles(raw []json.RawMessage) []string {
 		}
 	}
 	return list
+}
+
+// parseLimit reads {"image": bytes, …}; 0 for anything else.
+func parseLimit(raw json.RawMessage) int64 {
+	var limits struct{ Image int64 }
+	if json.Unmarshal(raw, &limits) != nil {
+		return 0
+	}
+	return max(0, limits.Image)
 }
 
 func cleanTitle(title string) string {

@@ -18,6 +18,7 @@ type Image struct {
 	Revision string // "r32295-0123456789"
 	Target   string
 	Profile  string
+	Moved    []Change // what led to this target and profile
 	// Packages are names; "-" stands before those to leave out, "+" before
 	// others is of no meaning, "=version" behind one is a wish.
 	Packages []string
@@ -39,17 +40,21 @@ type Outcome struct {
 	// Mandatory are packages that must not be missing merely because nobody
 	// named them: who comes from an older release could not.
 	Mandatory []string
-	Changes   []Change // sorted by From and To
-	// Rules is the SHA-256, in hex, of the changes to the lists, "" for none.
+	Changes   []Change // what was moved, then by From and To
+	// Rules is the SHA-256, in hex, of what was moved and of the changes to the
+	// lists, "" for none. What only stays because it is mandatory does not
+	// count: a request that names it is the same.
 	Rules string
 }
 
 // Apply renames what is called otherwise, leaves out what is gone, and finds
-// what is mandatory. A rename is only applied if it helps: the release does not
-// have the old name, but the new one. The order of the lists is of no
-// consequence.
+// what is mandatory. A rename is only applied if it helps: the release has the
+// new name, and not the old one or only for those who know what they do. The
+// request's own words go first: what it leaves out by its new name does not come
+// in by the old one, nor does an old one that is left out take a new one along
+// that is asked for. The order of the lists is of no consequence.
 func (t *Table) Apply(img *Image) Outcome {
-	out := Outcome{Packages: img.Packages, Versions: img.Versions}
+	out := Outcome{Packages: img.Packages, Versions: img.Versions, Changes: img.Moved}
 	at, ok := newPlace(img.Version, img.Revision)
 	if !ok {
 		return out
@@ -57,10 +62,10 @@ func (t *Table) Apply(img *Image) Outcome {
 	a := newApplication(t, img, at)
 	a.wanted()
 	a.unwanted()
-	a.out.Rules = digest(a.out.Changes)
+	a.out.Rules = digest(slices.Concat(img.Moved, a.out.Changes))
 	a.mandatory()
 	slices.SortFunc(a.out.Changes, compareChanges)
-	a.out.Changes = slices.Compact(a.out.Changes)
+	a.out.Changes = append(slices.Clone(img.Moved), slices.Compact(a.out.Changes)...)
 	return a.out
 }
 
@@ -70,15 +75,18 @@ type application struct {
 	img   *Image
 	at    place
 	asked map[string]bool // what the request names itself
+	spurn map[string]bool // what it leaves out itself
 	added map[string]bool // what its names became
-	cut   map[string]bool // what has to be left out in the end
+	cut   map[string]bool // what is left out in the end
 	out   Outcome
 }
 
 func newApplication(t *Table, img *Image, at place) *application {
-	a := &application{table: t, img: img, at: at, asked: map[string]bool{}, added: map[string]bool{}, cut: map[string]bool{}}
+	a := &application{table: t, img: img, at: at, asked: map[string]bool{}, spurn: map[string]bool{}, added: map[string]bool{}, cut: map[string]bool{}}
 	for _, entry := range img.Packages {
-		if name, minus := split(entry); !minus {
+		if name, minus := split(entry); minus {
+			a.spurn[name] = true
+		} else {
 			a.asked[name] = true
 		}
 	}
@@ -130,7 +138,7 @@ func (a *application) unwanted() {
 // replace puts what a name has become into the list, and tells whether it has
 // become anything else.
 func (a *application) replace(name, sign string) bool {
-	names, rows := a.resolve(name, a.asked)
+	names, rows := a.resolve(name, true)
 	if len(rows) == 0 {
 		return false
 	}
@@ -166,23 +174,23 @@ func reasons(rows []*packageRow) string {
 }
 
 // resolve follows a name through the table to what the release has. No rows
-// mean that the name stands. asked are the names of the request, nil where
-// that must not matter.
-func (a *application) resolve(name string, asked map[string]bool) (names []string, rows []*packageRow) {
+// mean that the name stands. What the request asks for and leaves out by itself
+// only matters to its own names.
+func (a *application) resolve(name string, own bool) (names []string, rows []*packageRow) {
 	row, to := a.row(name)
 	if row == nil || a.img.Has(name) && !row.Always {
 		return []string{name}, nil
 	}
 	for _, instead := range row.Unless {
-		if asked[instead] && a.img.Has(instead) {
+		if own && a.asked[instead] && a.img.Has(instead) {
 			return []string{instead}, []*packageRow{row}
 		}
 	}
 	rows = []*packageRow{row}
 	for _, n := range to {
-		more, further := a.resolve(n, asked)
+		more, further := a.resolve(n, own)
 		rows = append(rows, further...)
-		names = append(names, slices.DeleteFunc(more, func(s string) bool { return !a.img.Has(s) })...)
+		names = append(names, slices.DeleteFunc(more, func(s string) bool { return !a.img.Has(s) || own && a.spurn[s] })...)
 	}
 	if len(names) == 0 && len(to) > 0 && !isPack(name) {
 		return []string{name}, nil // no help
@@ -272,7 +280,7 @@ func (a *application) keep(row *defaultRow, reasons map[string]why) {
 		return
 	}
 	for _, name := range row.Packages {
-		names, _ := a.resolve(name, nil)
+		names, _ := a.resolve(name, false)
 		for _, n := range names {
 			reasons[n] = row.why
 		}
@@ -283,7 +291,7 @@ func (a *application) keep(row *defaultRow, reasons map[string]why) {
 func (a *application) keepNew(before []string, reasons map[string]why) {
 	had := map[string]bool{}
 	for _, name := range before {
-		names, _ := a.resolve(name, nil)
+		names, _ := a.resolve(name, false)
 		for _, n := range names {
 			had[n] = true
 		}

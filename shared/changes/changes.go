@@ -23,9 +23,9 @@ type Change struct {
 // owut does to know which names to ask for.
 type PackageChange struct {
 	Source    string `json:"source"`
-	Target    string `json:"target,omitempty"` // "" where source was dropped
-	Revision  int    `json:"revision"`         // from which on
-	Mandatory bool   `json:"mandatory,omitempty"`
+	Target    string `json:"target,omitempty"`    // "" where source was dropped
+	Revision  int    `json:"revision"`            // of the main branch, from which on
+	Mandatory bool   `json:"mandatory,omitempty"` // source has to go, so set where it was dropped
 }
 
 // Table is a parsed changes.json. It is never changed, so it may be shared.
@@ -67,7 +67,7 @@ func (t *Table) ForBranch(branch string) []PackageChange {
 		if !ok || !t.reached(at, row.since) || revision == 0 || !row.everywhere() || row.pattern() {
 			continue
 		}
-		c := PackageChange{Source: row.From, Revision: revision, Mandatory: row.Always}
+		c := PackageChange{Source: row.From, Revision: revision, Mandatory: len(row.To) == 0}
 		if len(row.To) > 0 {
 			c.Target = row.To[0]
 		}

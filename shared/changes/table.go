@@ -166,6 +166,18 @@ func (t *Table) compareAge(a, b since) int {
 	return t.revision(a) - t.revision(b)
 }
 
+// Knows tells whether the table was brought up to the branch of a version. It
+// never is of the main branch.
+func (t *Table) Knows(version string) bool {
+	at, ok := newPlace(version, "")
+	for name := range t.branches {
+		if branch, _ := newPlace(name, ""); ok && branch == at {
+			return true
+		}
+	}
+	return false
+}
+
 // BranchOff returns the revision at which a branch left the main branch; 0 if
 // the table does not know.
 func (t *Table) BranchOff(branch string) int { return t.branches[branch] }
@@ -261,7 +273,6 @@ func (t *Table) checkSince(s since) error {
 	}
 	return nil
 }
-
 
 func (w why) check() error {
 	if !whyPattern.MatchString(w.Why) {

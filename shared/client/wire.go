@@ -95,8 +95,11 @@ type Status struct {
 	Request       *Request    `json:"request,omitempty"`             // what was asked
 	Command       []string    `json:"build_cmd,omitempty"`           // the call of make, once it ended
 	Log           string      `json:"log,omitempty"`                 // path of the whole log below the server's address
-	Stdout        string      `json:"stdout"`                        // tails of make's output
-	Stderr        string      `json:"stderr"`
+	// Changes are what is not as it was asked for, because the version has it
+	// under another name or not at all.
+	Changes []build.Amendment `json:"changes,omitempty"`
+	Stdout  string            `json:"stdout"` // tails of make's output
+	Stderr  string            `json:"stderr"`
 }
 
 // Done tells whether the build has its images.

@@ -193,9 +193,22 @@ func TestWriteADB(t *testing.T) {
 	if mixed[0].Name != "libfoo2-3" || mixed[0].Depends[0].Name != "g" {
 		t.Error("the caller's packages are in another order now")
 	}
-	empty, _, err := OpenADB(write(t, nil, key), []*ecdsa.PublicKey{&key.PublicKey})
-	if err != nil || len(empty) != 0 {
-		t.Errorf("an empty index is %v, %v", empty, err)
+}
+
+// TestForApk holds the writer to what apk asks for and our reader does not.
+func TestForApk(t *testing.T) {
+	empty, err := writeIndex(nil)
+	if err != nil || len(empty) < 16 {
+		t.Errorf("an empty index has a payload of %d bytes, %v; apk takes none below 16", len(empty), err)
+	}
+	w := &writer{b: make([]byte, payloadHead), written: map[string]uint32{}}
+	value, err := w.dependency(Dependency{Name: "a", Op: "~", Version: "1"}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &payload{text: string(w.b), values: 100}
+	if match := r.number(r.slot(r.list(value), slotMatch)); match != 9 {
+		t.Errorf("~ is written as %d: apk meets it with the bit of = only", match)
 	}
 }
 
@@ -215,7 +228,7 @@ func TestWriteADBRefuses(t *testing.T) {
 		"alternatives":     func(p *Package) { p.Depends = []Dependency{{Name: "a", Or: names("b")}} },
 		"dependency":       func(p *Package) { p.Depends = names("a b") },
 		"operator":         func(p *Package) { p.Provides = []Dependency{{Name: "a", Op: "==", Version: "1"}} },
-		"unknown operator": func(p *Package) { p.Conflicts = []Dependency{{Name: "a", Op: "?"}} },
+		"unknown operator": func(p *Package) { p.Conflicts = []Dependency{{Name: "a", Op: "?", Version: "1"}} },
 		"bare operator":    func(p *Package) { p.InstallIf = []Dependency{{Name: "a", Op: "<"}} },
 		"bare version":     func(p *Package) { p.InstallIf = []Dependency{{Name: "a", Version: "1"}} },
 	} {
@@ -225,7 +238,7 @@ func TestWriteADBRefuses(t *testing.T) {
 			t.Errorf("%s: %+v is written", what, p)
 		}
 	}
-	if _, err := WriteADB(make([]Package, maxPackages+1), key); err == nil {
+	if _, err := WriteADB(slices.Repeat(sample()[:1], maxPackages+1), key); err == nil {
 		t.Error("an index without an end is written")
 	}
 }
@@ -388,15 +401,15 @@ func TestDamagedPayloads(t *testing.T) {
 		"the root is true":          damaged(1),
 		"beyond the end":            damaged(object | immediate),
 		"a list beyond the end":     damaged(object|8, 3, 0),
-		"a list of nothing":         damaged(object|8, 0, 0),
+		"a list of nothing":         damaged(object|8, 0, 0, 0, 0, 0),
 		"a package is no list":      damaged(object|8, 3, 0, array|20, 0, 2, typeInt<<28|1),
 		"a name is no text":         damaged(object|8, 3, 0, array|20, 2, object|28, 2, typeInt<<28|7),
-		"a name beyond the end":     damaged(object|8, 3, 0, array|20, 2, object|28, 2, typeBlob8<<28|35, 0xff000000),
+		"a name beyond the end":     damaged(object|8, 3, 0, array|20, 2, object|28, 2, typeBlob8<<28|39, 1<<24),
 		"a long name":               damaged(object|8, 3, 0, array|20, 2, object|28, 2, typeBlob32<<28|36, 0xffffffff),
 		"packages in a circle":      damaged(object|8, 3, object|8, object|8),
 		"packages without an end":   damaged(append([]uint32{object | 8, 3, 0, array | 20, maxPackages + 2}, make([]uint32, maxPackages+1)...)...),
-		"shared beyond all measure": blowup(t, 5_000, 900),
-		"dependencies without end":  blowup(t, 50_000, 900),
+		"shared beyond all measure": blowup(t, 1_000, 900),
+		"dependencies without end":  append(blowup(t, 1_200, 900), make([]byte, 4<<20)...),
 	} {
 		if list, err := readIndex(b); err == nil {
 			t.Errorf("%s: %d packages are read", what, len(list))
@@ -430,10 +443,10 @@ func TestReadADBPatterns(t *testing.T) {
 	depends := w.list(typeArray, dep("a", "1", 0), dep("so:b", "", 0), dep("c", "$", 0), dep("d", "1", number(10)), dep("e", "1", number(7)),
 		dep("f", "1", number(6)), dep("g", "1", number(1<<20)), dep("h", "", number(16)), dep("i", "1", number(8|1|16)), 0)
 	p := w.list(typeObject, w.blob("p"), w.blob("1"), w.blob(strings.Repeat("x", 65)), w.blob("\xff"), w.blob("a/b"), 0, 0, 0, 0, 0, 0,
-		w.put(typeInt64, 8, bytes.Repeat([]byte{0xff}, 8)), w.put(typeInt32, 4, bytes.Repeat([]byte{0xff}, 4)), number(1<<20),
+		w.put(typeInt64, 8, bytes.Repeat([]byte{0xff}, 8)), w.put(typeInt32, 4, bytes.Repeat([]byte{0xff}, 4)), w.put(typeInt64, 8, bytes.Repeat([]byte{0xff}, 8)),
 		depends, 0, 0, w.list(typeArray, dep("a", "", 0), dep("so:b", "", 0)), 0, 0, w.list(typeArray, w.blob("x"), w.blob("openwrt:abiversion=$(x)")))
 	odd := w.list(typeObject, w.blob("$(x)"), w.blob("1"))
-	q := w.list(typeObject, w.blob("q"), w.blob("2"), 0, 0, w.blob("arm"), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, w.list(typeArray, dep("a", "", 0), dep("b", "", number(16))))
+	q := w.list(typeObject, w.blob("q"), w.blob("2"), 0, 0, w.blob("arm"), 0, 0, 0, 0, 0, 0, 0, 0, number(1<<20), 0, 0, 0, w.list(typeArray, dep("a", "", 0), dep("b", "", number(16))))
 	want := []Package{
 		{Name: "p", Version: "1", File: "", Size: 1<<32 - 1,
 			Depends: []Dependency{{Name: "a", Op: "=", Version: "1"}, {Name: "c", Op: "?"}, {Name: "d", Op: "?"}, {Name: "e"},

@@ -17,6 +17,8 @@ Provides: libubox
 Description:  Basic utility library
  Package: not-a-field
 	Version: 7
+Conffiles:
+ /etc/config/x
 
 Package: libfoo2-3
 Version: 1
@@ -40,6 +42,9 @@ Filename: ../x.ipk
 SHA256sum: 78
 
 Package: $(evil)
+Version: 1
+
+Package: -evil
 Version: 1
 
 Package: no-version
@@ -95,11 +100,15 @@ func TestPackagesWithoutEnd(t *testing.T) {
 			t.Errorf("%s without an end are taken, for %d packages", what, len(list))
 		}
 	}
-	long := one + "Description: " + strings.Repeat("ä", maxDescription) + strings.Repeat("\n line", maxDescriptionLines) + "\n" +
+	long := one + "Description: x" + strings.Repeat("ä", maxDescription) + strings.Repeat("\n line", maxDescriptionLines) + "\n" +
 		"Provides: " + strings.Repeat("a, ", maxList+1)
 	list, err := ParsePackages([]byte(long))
-	if err != nil || len(list) != 1 || len(list[0].Description) != maxDescription || len(list[0].Provides) != maxList {
+	if err != nil || len(list) != 1 || len(list[0].Description) != maxDescription-1 || len(list[0].Provides) != maxList {
 		t.Errorf("of long lists and descriptions remain %+v, %v", list, err)
+	}
+	list, err = ParsePackages([]byte(one + "Description: a" + strings.Repeat("\n b", 2*maxDescriptionLines)))
+	if err != nil || len(list) != 1 || list[0].Description != "a"+strings.Repeat("\nb", maxDescriptionLines-1) {
+		t.Errorf("of many lines of a description remain %+v, %v", list, err)
 	}
 }
 

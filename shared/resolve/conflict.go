@@ -82,12 +82,12 @@ func (s *solver) rival(n *node, there bearers) *node {
 	return nil
 }
 
-// usurper is another package with a version for a name that n has a version
-// for: apk installs one package only for such a name.
+// usurper is another package with a name that n has a version for: apk gives
+// such a name to one package only.
 func usurper(n *node, there bearers) *node {
 	for _, name := range append(versioned(n), n.Name) {
 		for _, m := range there[name] {
-			if m != n && (m.Name == name || slices.Contains(versioned(m), name)) {
+			if m != n {
 				return m
 			}
 		}
@@ -144,21 +144,16 @@ func (n *node) chain() []string {
 	return names
 }
 
-// mispinned finds the pinned packages that are there in other versions only.
+// mispinned finds the pinned packages that are only there in newer versions.
+// Somebody who relies on a newer one than any that is known here knows of a
+// newer index: the build reads it, too.
 func (s *solver) mispinned() *Problem {
 	p := &Problem{Kind: Versions}
 	for _, name := range slices.Sorted(maps.Keys(s.Pins)) {
-		want, got := s.Pins[name], ""
-		for _, n := range s.find(name) {
-			if n.Name != name && n.Free() != name {
-				continue // it only provides that
-			}
-			if got = n.Version; got == want {
-				break
-			}
-		}
-		if got != "" && got != want && s.sole(name) {
-			p.Pins = append(p.Pins, Mismatch{name, want, got})
+		want, got := s.Pins[name], s.versions(name)
+		possible := slices.ContainsFunc(got, func(v string) bool { return s.Format.Compare(v, want) <= 0 })
+		if len(got) > 0 && !possible {
+			p.Pins = append(p.Pins, Mismatch{name, want, got[0]})
 		}
 	}
 	if len(p.Pins) == 0 {
@@ -167,7 +162,16 @@ func (s *solver) mispinned() *Problem {
 	return p
 }
 
-// sole tells whether nothing else can stand for a name.
-func (s *solver) sole(name string) bool {
-	return !slices.ContainsFunc(s.find(name), func(n *node) bool { return n.Name != name && n.Free() != name })
+// versions are those in which a name is there, newest first; none if other
+// packages can stand for it.
+func (s *solver) versions(name string) []string {
+	var list []string
+	for _, n := range s.find(name) {
+		if n.Name != name && n.Free() != name {
+			return nil
+		}
+		list = append(list, n.Version)
+	}
+	slices.SortFunc(list, func(a, b string) int { return s.Format.Compare(b, a) })
+	return list
 }

@@ -115,16 +115,20 @@ func (p *Problem) conflict(r Release) string {
 		a, b = b, a
 	}
 	text := a.described() + " conflicts with " + b.name
-	if p.File != "" {
-		text = fmt.Sprintf("%s and %s both bring the file %s", a.described(), b.name, p.File)
-	}
 	switch {
 	case !slices.Contains(r.Defaults, b.root()):
-		return text + b.clause() + ". Leave one of them out."
+		return text + b.clause() + p.shared() + ". Leave one of them out."
 	case len(b.chain) > 0:
-		return fmt.Sprintf("%s, which the default package %s needs: send -%s, too.", text, b.root(), b.root())
+		return fmt.Sprintf("%s, which the default package %s needs%s: send -%s, too.", text, b.root(), p.shared(), b.root())
 	}
-	return fmt.Sprintf("%s, which is a default package: send -%s, too.", text, b.name)
+	return fmt.Sprintf("%s, which is a default package%s: send -%s, too.", text, p.shared(), b.name)
+}
+
+func (p *Problem) shared() string {
+	if p.File == "" {
+		return ""
+	}
+	return ", for both bring the file " + p.File
 }
 
 // side is one of two packages that conflict, with the way to it.

@@ -292,28 +292,28 @@ func (s *solver) force(n, by *node) {
 // choose picks packages as the package manager does.
 func (s *solver) choose() {
 	for _, name := range s.Want {
-		if !s.Granted(name) {
-			s.meet(s.wanted(name), name, 0)
-		}
+		s.meet(s.wanted(name), feed.Dependency{Name: name}, 0)
 	}
 }
 
 // meet sees to it that one of the packages, with what it needs, is picked.
-func (s *solver) meet(list []*node, name string, depth int) {
+func (s *solver) meet(list []*node, d feed.Dependency, depth int) {
+	granted := s.granted(d)
+	if granted { // any version of it will do
+		list = named(s.find(d.Name), d.Name)
+	}
 	if len(list) == 0 || depth > maxDepth {
-		s.sure = false
+		s.sure = s.sure && granted
 		return
 	}
-	n := s.preferred(list, name)
+	n := s.preferred(list, d.Name)
 	if n.chosen {
 		return
 	}
 	n.chosen = true
 	s.picked = append(s.picked, n)
 	for _, need := range n.Depends {
-		if !s.granted(need) {
-			s.meet(s.usable(need), need.Name, depth+1)
-		}
+		s.meet(s.usable(need), need, depth+1)
 	}
 }
 
@@ -328,11 +328,15 @@ func (s *solver) preferred(list []*node, name string) *node {
 		func(n *node) bool { return n.Free() == name },
 	} {
 		if some := slices.DeleteFunc(slices.Clone(list), func(n *node) bool { return !is(n) }); len(some) > 0 {
-			return slices.MaxFunc(some, s.newer)
+			best := slices.MaxFunc(some, s.newer)
+			if !best.chosen && slices.ContainsFunc(list, func(n *node) bool { return n.Priority > best.Priority }) {
+				s.sure = false
+			}
+			return best
 		}
 	}
 	best := slices.MaxFunc(list, s.newer)
-	if slices.ContainsFunc(list, func(n *node) bool { return n.Name != best.Name }) {
+	if slices.ContainsFunc(list, func(n *node) bool { return n.Name != best.Name && n.Priority == best.Priority }) {
 		s.sure = false
 	}
 	return best

@@ -6,7 +6,7 @@
 // Versions 23.05.90 (opkg, tar.xz), 24.10.90 (opkg, tar.zst), 25.12.90 (apk, tar.zst) and SNAPSHOT (apk,
 // tar.zst), each with two targets: x86/64 with the sole profile "generic", whose combined images start
 // by GRUB from BIOS and EFI, and demo/flash with boards of limited flash. data/versions.toml and
-// data/packages.toml say it all.
+// data/packages.toml say it all. 19.07.90 has no profiles.json, neither upstream nor beside its images.
 //
 // Among the packages: libraries with an ABI version (libncurses, libopenssl, libjq, libpcap, libnl3),
 // conflict-a and conflict-b, dnsmasq and dnsmasq-full that clash, broken-dep that needs what does not
@@ -64,6 +64,8 @@ type Upstream struct {
 	Dir     string // to be served at URL
 	URL     string
 	KeyFile string // usign public key, as --upstream-key takes it
+	// APKKeyFile is the public key, as PEM, that verifies apk's indices.
+	APKKeyFile string
 }
 
 // Handler serves the upstream.
@@ -98,7 +100,11 @@ func Make(ctx context.Context, dir string, o Options) (Upstream, error) {
 	if err := m.make(ctx); err != nil {
 		return Upstream{}, fmt.Errorf("make the demo distribution: %w", err)
 	}
-	return Upstream{Dir: o.Output, URL: o.URL, KeyFile: filepath.Join(dir, "keys", "upstream.pub")}, nil
+	keys := filepath.Join(dir, "keys")
+	return Upstream{
+		Dir: o.Output, URL: o.URL,
+		KeyFile: filepath.Join(keys, "upstream.pub"), APKKeyFile: filepath.Join(keys, "upstream.pem"),
+	}, nil
 }
 
 func lock(dir string) (unlock func(), err error) {
@@ -186,8 +192,14 @@ func (m *maker) loadKeys() error {
 	if text, err = os.ReadFile(filepath.Join(dir, "apk.pem")); err != nil {
 		return err
 	}
-	m.ec, err = pack.ParseECKey(text)
-	return err
+	if m.ec, err = pack.ParseECKey(text); err != nil {
+		return err
+	}
+	public, err := pack.MarshalECPublic(&m.ec.PublicKey)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "upstream.pem"), public, 0o644)
 }
 
 func newKeys(dir string) error {

@@ -2,6 +2,7 @@ package distro_test
 
 import (
 	"bytes"
+	"crypto/ecdsa"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,8 @@ import (
 
 	"github.com/attended-sysupgrade/sysup/scripts/demo/demotest"
 	"github.com/attended-sysupgrade/sysup/scripts/demo/distro"
+	"github.com/attended-sysupgrade/sysup/scripts/demo/pack"
+	"github.com/attended-sysupgrade/sysup/shared/feed"
 	"github.com/attended-sysupgrade/sysup/shared/usign"
 )
 
@@ -38,6 +41,38 @@ func TestSigned(t *testing.T) {
 	}
 	if signed != 7 {
 		t.Errorf("%d lists are signed, not those of 2 targets, their packages and 3 feeds", signed)
+	}
+}
+
+// TestAPKIndicesSigned reads apk's indices as the server does.
+func TestAPKIndicesSigned(t *testing.T) {
+	u := demotest.Start(t, distro.Options{Versions: []string{apk}}, nil)
+	key, err := feed.ParsePublicKey(read(t, u.APKKeyFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	indices, names := 0, map[string]bool{}
+	for _, pattern := range []string{"releases/*/targets/*/*/packages", "releases/*/targets/*/*/kmods/*", "releases/*/packages/*/*"} {
+		files, err := filepath.Glob(filepath.Join(u.Dir, pattern, pack.APKIndexName))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			indices++
+			list, signer, err := feed.OpenADB(read(t, file), []*ecdsa.PublicKey{key})
+			if err != nil || signer != feed.IDOf(key) {
+				t.Errorf("%s: signed by %v, %v", file, signer, err)
+			}
+			for _, p := range list {
+				names[p.Name], names[p.Free()] = true, true
+				if info, err := os.Stat(filepath.Join(filepath.Dir(file), p.File)); err != nil || info.Size() != p.Size {
+					t.Errorf("%s lists %s of %d bytes: %v", file, p.File, p.Size, err)
+				}
+			}
+		}
+	}
+	if indices != 7 || !names["base-files"] || !names["luci"] {
+		t.Errorf("%d indices, not those of 2 targets, their kernel modules and 3 feeds, list %v", indices, names)
 	}
 }
 

@@ -388,7 +388,7 @@ func TestImageBuilder(t *testing.T) {
 		}
 		for name, test := range map[string]func(*testing.T, *trees){
 			"info": info, "disk images": diskImages, "root file system": rootFilesystem, "ordinary user": ordinaryUser,
-			"removal": removal, "manifest": manifest, "expansion": expansion, "old version": oldVersion,
+			"removal": removal, "manifest": manifest, "expansion": expansion, "old version": oldVersion, "version without profiles.json": bareVersion,
 		} {
 			t.Run(name, func(t *testing.T) { t.Parallel(); test(t, x) })
 		}
@@ -704,6 +704,41 @@ func oldVersion(t *testing.T, x *trees) {
 	images, _ := b.image("demo_factory-only", "luci-app-attendedsysupgrade")
 	if _, ok := images["squashfs-factory"]; !ok || len(images) != 1 || b.exists("*.bom.cdx.json") {
 		t.Errorf("the images are %v", images)
+	}
+}
+
+// bareVersion is like 19.07: what it builds only the names tell.
+func bareVersion(t *testing.T, x *trees) {
+	for target, want := range map[string][]string{
+		"demo/flash": {"demo-flash-demo_router-a1-squashfs-factory.bin", "demo-flash-demo_router-a1-squashfs-sysupgrade.bin", "demo-flash-demo_router-a1.manifest"},
+		"x86/64": {"x86-64-combined-ext4.img.gz", "x86-64-combined-squashfs.img.gz", "x86-64-generic-rootfs.tar.gz", "x86-64-generic.manifest",
+			"x86-64-rootfs-ext4.img.gz", "x86-64-rootfs-squashfs.img.gz", "x86-64-vmlinuz"},
+	} {
+		b := tree{t: t, path: filepath.Join(t.TempDir(), "imagebuilder"), out: filepath.Join(t.TempDir(), "out")}
+		command(t, "cp", "-al", x.unpacked("19.07.90", target), b.path)
+		if r := b.make("info"); !hasLine(r.stdout, `Current Revision: "r11900-0d9e8f7a6b"`) || strings.Contains(r.stdout, "Architecture") {
+			t.Errorf("make info: %s", r)
+		}
+		profile := map[string]string{"demo/flash": "demo_router-a1", "x86/64": "generic"}[target]
+		if r := b.make("image", "PROFILE="+profile, "BIN_DIR="+b.out); r.status == 0 || !strings.Contains(r.stderr, "Please install 'python2'") {
+			t.Errorf("it does without Python 2: %s", r)
+		}
+		command(t, "touch", filepath.Join(b.path, "staging_dir/host/.prereq-build"))
+		if r := b.make("image", "PROFILE="+profile, "BIN_DIR="+b.out); r.status != 0 {
+			t.Fatalf("make image: %s", r)
+		}
+		entries, err := os.ReadDir(b.out)
+		var names []string
+		for _, e := range entries {
+			names = append(names, strings.TrimPrefix(e.Name(), "openwrt-19.07.90-"))
+		}
+		if !slices.Equal(names, append(want, "sha256sums")) {
+			t.Errorf("%s leaves %q, want %q (%v)", target, names, want, err)
+		}
+	}
+	upstream, err := filepath.Glob(filepath.Join(x.Dir, "releases/19.07.90/targets/*/*/*.json"))
+	if err != nil || len(upstream) > 0 {
+		t.Errorf("the upstream has %q (%v)", upstream, err)
 	}
 }
 

@@ -101,7 +101,7 @@ func (l *layout) chosen() ([]version, error) {
 }
 
 func (l *layout) release(ctx context.Context, v version) (upstream.Release, error) {
-	r := upstream.Release{Version: v.Number, APK: v.Format == pack.APK, Feeds: map[string]upstream.Feeds{}}
+	r := upstream.Release{Version: v.Number, APK: v.Format == pack.APK, Bare: v.Old, Feeds: map[string]upstream.Feeds{}}
 	for _, t := range l.plan.targets {
 		made, err := l.target(ctx, v, t)
 		if err != nil {

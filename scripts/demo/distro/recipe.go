@@ -37,6 +37,7 @@ type version struct {
 	Format           pack.Format
 	Archive          string // how the ImageBuilder is packed: "tar.xz" or "tar.zst"
 	Kmods, BOM       bool   // a feed of kernel modules; a bill of materials beside the images
+	Old              bool   // neither profiles.json nor keys of the tree, as up to 19.07
 	Epoch            int64  // SOURCE_DATE_EPOCH
 }
 

@@ -77,6 +77,9 @@ func (l *layout) versionMk(v version, t target) string {
 	} {
 		fmt.Fprintf(&b, "%s := %s\n", line[0], line[1])
 	}
+	if v.Old {
+		b.WriteString("OLD := y\n")
+	}
 	return b.String()
 }
 
@@ -92,9 +95,16 @@ func config(v version, t target) string {
 		set("TARGET_ROOTFS_PARTSIZE", t.PartSize)
 		set("USES_ROOTFS_PART", "y")
 		set("GRUB_IMAGES", "y")
-		set("GRUB_EFI_IMAGES", "y")
+		if !v.Old {
+			set("GRUB_EFI_IMAGES", "y")
+		}
 	}
-	set("SIGNATURE_CHECK", "y")
+	if v.Old {
+		b.WriteString("# CONFIG_JSON_OVERVIEW_IMAGE_INFO is not set\n")
+	} else {
+		set("JSON_OVERVIEW_IMAGE_INFO", "y")
+		set("SIGNATURE_CHECK", "y")
+	}
 	if v.Format == pack.APK {
 		set("USE_APK", "y")
 	}
@@ -158,7 +168,10 @@ func (l *layout) repositories(v version, t target) string {
 		}
 	}
 	if v.Format == pack.IPK {
-		b.WriteString("src imagebuilder file:packages\noption check_signature\n")
+		b.WriteString("src imagebuilder file:packages\n")
+		if !v.Old {
+			b.WriteString("option check_signature\n")
+		}
 	}
 	return b.String()
 }

@@ -129,9 +129,10 @@ be32() {
 	printf '\\0%o\\0%o\\0%o\\0%o' $(($1 >> 24 & 255)) $(($1 >> 16 & 255)) $(($1 >> 8 & 255)) $(($1 & 255))
 }
 
-# json_overview_image_info writes profiles.json, unless nothing was built.
+# json_overview_image_info writes profiles.json, unless nothing was built or the
+# tree is one that writes none.
 json_overview_image_info() {
-	[ -s "$work/signed" ] || return 0
+	[ -s "$work/signed" ] && [ -n "$CONFIG_JSON_OVERVIEW_IMAGE_INFO" ] || return 0
 	list=
 	exec 3<"$work/signed"
 	while read -r unsigned name; do

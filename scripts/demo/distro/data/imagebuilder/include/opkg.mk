@@ -17,7 +17,7 @@ package_index:
 	@mkdir -p $(DL_DIR)
 	@cd packages && opkg-make-index . > Packages && \
 		gzip -9nc Packages > Packages.gz && \
-		usign -S -m Packages -s ../key-build -x Packages.sig
+		$(if $(OLD),:,usign -S -m Packages -s ../key-build -x Packages.sig)
 	@$(opkg) update >&2 || true
 
 package_list: package_reload

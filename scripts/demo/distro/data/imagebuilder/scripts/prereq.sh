@@ -3,7 +3,7 @@
 # they are found now. Usage: prereq.sh STAMP
 exec >&2
 missing=
-for tool in bash make tar find gawk gzip wget python3 sha256sum sort touch truncate; do
+for tool in bash make tar find gawk gzip wget python3 sha256sum sort touch truncate ${OLD:+python2}; do
 	path=$(PATH=${PATH#*:} command -v "$tool")
 	if [ -z "$path" ]; then
 		echo "Checking '$tool'... failed."
