@@ -29,6 +29,9 @@ type job struct {
 	stdout  string // their ends
 	stderr  string
 	timings map[string]int64 // milliseconds by step
+	source  imagebuilder.Source
+	trust   imagebuilder.Trust
+	path    imagebuilder.Path
 }
 
 // build makes the images of a claimed record and publishes them. A
@@ -49,6 +52,9 @@ func (w *Worker) build(ctx context.Context, f *flight) (*build.Result, error) {
 	if errors.Is(err, build.ErrFull) {
 		return nil, imagebuilder.DiskFull()
 	}
+	if err == nil {
+		w.next = j.repetition()
+	}
 	return result, err
 }
 
@@ -57,10 +63,7 @@ func (w *Worker) build(ctx context.Context, f *flight) (*build.Result, error) {
 // files/ may hold passwords.
 func (j *job) open() error {
 	j.folder = filepath.Join(j.Scratch, j.rec.Attempt)
-	err := os.Mkdir(j.folder, 0o710)
-	if err == nil && os.Geteuid() == 0 {
-		err = os.Chown(j.folder, 0, j.Sandbox.GID)
-	}
+	err := j.openFolder(j.folder)
 	if err == nil {
 		j.log, err = os.OpenFile(filepath.Join(j.folder, "log"), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 	}
@@ -71,7 +74,7 @@ func (j *job) open() error {
 	if imagebuilder.IsFull(err) {
 		return imagebuilder.DiskFull()
 	}
-	return fmt.Errorf("prepare a job's folder: %w", err)
+	return err
 }
 
 func (j *job) close() {
@@ -104,11 +107,14 @@ func (j *job) make(ctx context.Context) error {
 		return err
 	}
 	defer tree.Release()
+	if !j.Plain {
+		j.trust = tree.Trust()
+	}
 	var view *imagebuilder.View
 	err = j.step(build.StepView, func() (err error) {
 		view, err = imagebuilder.Prepare(ctx, tree, &j.rec.Plan, imagebuilder.Setting{
-			Folder: j.folder, ExtraName: string(j.rec.ID[:12]), Confinement: j.Sandbox, TimeLimit: j.TimeLimit, Upstream: j.Upstream,
-			Release: j.device.Release(),
+			Folder: j.folder, ExtraName: j.extraName(), Confinement: j.Sandbox, TimeLimit: j.TimeLimit, Upstream: j.Upstream,
+			Release: j.device.Release(), Fast: j.trust == imagebuilder.TrustOn, Sure: j.sure(),
 		})
 		return err
 	})
@@ -121,6 +127,7 @@ func (j *job) make(ctx context.Context) error {
 	j.flight.stage(build.StagePackages)
 	err = j.step(build.StepMake, func() error { return view.Make(ctx, j.log, j.flight.stage) })
 	j.stdout, j.stderr = view.Tails()
+	j.path = view.Path
 	if err != nil {
 		return err
 	}
@@ -155,7 +162,16 @@ func (j *job) tree(ctx context.Context) (*imagebuilder.Tree, error) {
 	if err := j.checkRevision(revision); err != nil {
 		return nil, err
 	}
-	return j.Trees.Tree(ctx, Source(plan.Version, plan.Target, archive), j.flight.stage)
+	j.source = Source(plan.Version, plan.Target, archive)
+	return j.Trees.Tree(ctx, j.source, j.flight.stage)
+}
+
+func (j *job) extraName() string { return string(j.rec.ID[:12]) }
+
+// sure tells whether it is certain what is installed.
+func (j *job) sure() bool {
+	solution, err := j.resolved()
+	return err == nil && solution.Sure
 }
 
 // checkRevision holds a revision against the one that the request was resolved

@@ -99,23 +99,23 @@ func wantText(t testing.TB, text string, wanted ...string) {
 	}
 }
 
-// TestLevels: every way to confine a job that there is here gives the same
+// TestMechanisms: every way to confine a job that there is here gives the same
 // bytes.
-func TestLevels(t *testing.T) {
+func TestMechanisms(t *testing.T) {
 	t.Parallel()
 	support, err := machine()
 	if err != nil {
 		t.Fatal(err)
 	}
 	var first map[string]string
-	for _, test := range []setting{{level: support.Level}, {level: support.Level, copy: true}, {level: sandbox.LevelProcess}} {
+	for _, test := range []setting{{mechanism: support.Mechanism}, {mechanism: support.Mechanism, copy: true}, {mechanism: sandbox.Plain}} {
 		s := newSite(t, test)
 		result := s.done(s.build(request("nano")))
 		if first == nil {
 			first = sums(result)
 		}
 		if !maps.Equal(first, sums(result)) {
-			t.Errorf("level %s, copy %t gives other images", test.level, test.copy)
+			t.Errorf("%s, copy %t gives other images", test.mechanism, test.copy)
 		}
 		s.clean()
 	}

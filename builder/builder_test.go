@@ -65,32 +65,36 @@ type site struct {
 	uids    []int // of the workers
 	log     *logBuffer
 	counts  *counts
+	defects *atomic.Int64 // told to workers
 	setting setting
 }
 
 // setting is what sets one site apart from the usual.
 type setting struct {
-	upstream  instant.Options
-	fakes     bool // in memory and strict, else SQLite and a directory
-	flaws     []buildtest.Flaw
-	faults    *buildtest.Faults
-	level     sandbox.Level // "" = the best there is
-	copy      bool          // no overlay
-	timeLimit time.Duration
-	budget    int64         // of unpacked trees
-	scratch   string        // folder for jobs, "" = below the test's own
-	store     string        // folder for objects, likewise
-	trees     string        // folder for ImageBuilders, likewise
-	workers   int           // -1: none is started
-	certify   time.Duration // how long the server takes to certify a key
-	hook      build.Hook
+	upstream    instant.Options
+	fakes       bool // in memory and strict, else SQLite and a directory
+	flaws       []buildtest.Flaw
+	faults      *buildtest.Faults
+	mechanism   sandbox.Mechanism // "" = the best there is
+	copy        bool              // no overlay
+	limits      sandbox.Limits
+	hide        []string
+	denyNetwork bool
+	timeLimit   time.Duration
+	budget      int64         // of unpacked trees
+	scratch     string        // folder for jobs, "" = below the test's own
+	store       string        // folder for objects, likewise
+	trees       string        // folder for ImageBuilders, likewise
+	workers     int           // -1: none is started
+	certify     time.Duration // how long the server takes to certify a key
+	hook        build.Hook
 
 	publishedKey bool // the workers know the server's key from the store alone
 }
 
 func newSite(t testing.TB, o setting) *site {
 	t.Helper()
-	s := &site{TB: t, folder: t.TempDir(), setting: o, log: &logBuffer{}, counts: &counts{}}
+	s := &site{TB: t, folder: t.TempDir(), setting: o, log: &logBuffer{}, counts: &counts{}, defects: new(atomic.Int64)}
 	// At the weakest level of confinement jobs reach their folder by its path.
 	if err := errors.Join(os.Chmod(s.folder, 0o711), os.Chmod(filepath.Dir(s.folder), 0o711)); err != nil {
 		t.Fatal(err)
@@ -237,7 +241,7 @@ var machine = sync.OnceValues(func() (sandbox.Support, error) {
 	if err := os.Chmod(folder, 0o711); err != nil {
 		return sandbox.Support{}, err
 	}
-	return sandbox.Probe(context.Background(), folder, nextUID(), nextUID())
+	return sandbox.Probe(context.Background(), folder, sandbox.Spec{UID: nextUID(), GID: nextUID()})
 })
 
 func (s *site) openSandbox() {
@@ -251,8 +255,8 @@ func (s *site) openSandbox() {
 	if err := os.MkdirAll(s.setting.scratch, 0o711); err != nil {
 		s.Fatal(err)
 	}
-	if s.setting.level == "" {
-		s.setting.level = s.support.Level
+	if s.setting.mechanism == "" {
+		s.setting.mechanism = s.support.Mechanism
 		s.setting.copy = s.setting.copy || s.support.View != "overlay"
 	}
 	if s.setting.timeLimit == 0 {
@@ -314,8 +318,11 @@ func (s *site) worker() *builder.Worker {
 		Records: s.records, Queue: s.queue, Objects: s.objects, Catalog: s.catalog, Trees: s.trees,
 		Keys: s.keys, ServerKeys: serverKeys,
 		Scratch: s.setting.scratch, TimeLimit: s.setting.timeLimit, Lifetimes: build.DefaultLifetimes,
-		Sandbox: imagebuilder.Confinement{Level: s.setting.level, Copy: s.setting.copy, UID: uid, GID: uid},
-		Log:     s.logger(), Hook: s.hook,
+		Sandbox: imagebuilder.Confinement{
+			Mechanism: s.setting.mechanism, Copy: s.setting.copy, UID: uid, GID: uid, Limits: s.setting.limits,
+			Hide: s.setting.hide, DenyNetwork: s.setting.denyNetwork,
+		},
+		Log: s.logger(), Hook: s.hook, Defect: func() { s.defects.Add(1) },
 	})
 }
 
@@ -579,7 +586,7 @@ func processesOf(uid int) (list []string) {
 func (s *site) treeDigest() []string {
 	s.Helper()
 	var list []string
-	err := filepath.WalkDir(filepath.Join(s.folder, "imagebuilder"), func(name string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(s.setting.trees, func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}

@@ -32,7 +32,7 @@ func TestRefusedByMake(t *testing.T) {
 		{"apk unknown", "25.12.0", "x86/64", "generic", "no-such-pkg", nil, build.KindUnknownPackage, "no-such-pkg", nil},
 		{"opkg conflict", "24.10.0", "x86/64", "generic", "conflict-a conflict-b", nil, build.KindConflict, "conflict-a", []string{"conflict-a", "conflict-b"}},
 		{"apk conflict", "25.12.0", "x86/64", "generic", "conflict-a conflict-b", nil, build.KindConflict, "conflict-b", []string{"conflict-a", "conflict-b"}},
-		{"opkg clash", "24.10.0", "x86/64", "generic", "dnsmasq-full", nil, build.KindConflict, "dnsmasq", []string{"dnsmasq-full", `"-dnsmasq"`, "/etc/init.d/dnsmasq"}},
+		{"opkg clash", "24.10.0", "x86/64", "generic", "dnsmasq-full", nil, build.KindConflict, "dnsmasq", []string{"dnsmasq-full conflicts with dnsmasq, which is a default package: send -dnsmasq, too."}},
 		{"apk has no clash", "25.12.0", "x86/64", "generic", "dnsmasq-full", nil, "", "", nil},
 		{"opkg missing", "24.10.0", "x86/64", "generic", "broken-dep", nil, build.KindMissing, "broken-dep", []string{"no-such-library"}},
 		{"apk missing", "25.12.0", "x86/64", "generic", "broken-dep", nil, build.KindMissing, "broken-dep", []string{"no-such-library"}},

@@ -22,7 +22,7 @@ func (s *site) inspector() *builder.Inspector {
 	uid := nextUID()
 	return builder.NewInspector(builder.Inspector{
 		Trees: s.trees, Scratch: s.setting.scratch, Log: s.logger(),
-		Sandbox: imagebuilder.Confinement{Level: s.setting.level, Copy: s.setting.copy, UID: uid, GID: uid},
+		Sandbox: imagebuilder.Confinement{Mechanism: s.setting.mechanism, Copy: s.setting.copy, UID: uid, GID: uid},
 	})
 }
 

@@ -103,6 +103,7 @@ func (j *job) result() (*build.Result, []byte, error) {
 		Prefix: j.prefix(), BuiltAt: build.Now().Truncate(time.Second),
 		Images: j.output.Images, Manifest: manifest, Command: j.command, Profile: j.output.Profile,
 		Stdout: j.stdout, Stderr: j.stderr, Timings: maps.Clone(j.timings),
+		Path: string(j.path),
 	}
 	if j.note != "" {
 		result.Notes = []string{j.note}

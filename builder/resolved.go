@@ -21,7 +21,7 @@ func (j *job) resolved() (resolve.Solution, error) {
 // selection tells whether a failure is about which packages are installed.
 func selection(kind build.Kind) bool {
 	switch kind {
-	case build.KindUnknownPackage, build.KindConflict, build.KindMissing, build.KindPackageVersions:
+	case build.KindUnknownPackage, build.KindConflict, build.KindMissing:
 		return true
 	}
 	return false

@@ -18,7 +18,7 @@ import (
 )
 
 // Config is what a Worker works with. Upstream, ServerKeys, Presence, Ended,
-// Defect and Hook may be missing.
+// Defect, Plain, Repeat, Differs and Hook may be missing.
 type Config struct {
 	Records    build.Records
 	Queue      build.Queue
@@ -35,6 +35,9 @@ type Config struct {
 	Presence   *Presence          // nil where workers never leave
 	Ended      func(build.Record) // told of each build that a worker brought to its end; nil for nobody
 	Defect     func()             // told of each build that ended otherwise than the catalogue was sure it would; nil for nobody
+	Plain      bool               // nothing but make image
+	Repeat     int                // one in so many builds on the fast path is repeated on the plain one; 0 = 100
+	Differs    func()             // told of each ImageBuilder with which that gave something else; nil for nobody
 	Log        *slog.Logger
 	Hook       build.Hook
 }
@@ -43,6 +46,7 @@ type Config struct {
 type Worker struct {
 	Config
 	name string
+	next *repetition // to be made before the next build
 }
 
 // New returns a worker with the name under which its leases stand.
@@ -119,7 +123,9 @@ func (w *Worker) handle(ctx context.Context, m build.Message) error {
 	if err != nil {
 		return fmt.Errorf("claim %s: %w", m.ID.Short(), err)
 	}
-	return w.fly(ctx, flight, m, rec)
+	err = w.fly(ctx, flight, m, rec)
+	w.repeat(ctx)
+	return err
 }
 
 func (w *Worker) claim(ctx context.Context, rec build.Record, now time.Time) (*flight, error) {

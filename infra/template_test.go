@@ -635,8 +635,12 @@ func behavioursInOrder(t template) []string {
 	var got, problems []string
 	for _, b := range list(t.property("Distribution", "DistributionConfig", "CacheBehaviors")) {
 		got = append(got, words(at(b, "PathPattern"))+" "+words(at(b, "CachePolicyId"))+" "+words(at(b, "FunctionAssociations")))
+		origin := "bucket"
+		if strings.Contains(words(at(b, "PathPattern")), "json") {
+			origin = "Fn::If HasApiOriginDomain bucket catalogue"
+		}
 		common := words(at(b, "TargetOriginId")) + " " + words(at(b, "ViewerProtocolPolicy")) + " " + words(at(b, "AllowedMethods")) + " " + words(at(b, "ResponseHeadersPolicyId"))
-		if common != "bucket https-only GET HEAD CrossOrigin" {
+		if common != origin+" https-only GET HEAD CrossOrigin" {
 			problems = append(problems, words(at(b, "PathPattern"))+" has "+common)
 		}
 	}
@@ -652,6 +656,10 @@ func behavioursInOrder(t template) []string {
 		if !slices.Contains(list(at(fallback, "AllowedMethods")), any(method)) {
 			problems = append(problems, "the CDN answers "+method+" itself, without a sentence")
 		}
+	}
+	group := words(t.property("Distribution", "DistributionConfig", "OriginGroups"))
+	if group != "Items FailoverCriteria StatusCodes Items 403 404 Quantity 2 Id catalogue Members Items OriginId bucket OriginId api Quantity 2 Quantity 1" {
+		problems = append(problems, "what the static catalogue lacks is not asked of the API: "+group)
 	}
 	if got := words(t.property("CrossOrigin", "ResponseHeadersPolicyConfig", "CorsConfig", "AccessControlAllowOrigins")); got != "Items *" {
 		problems = append(problems, "web pages of others cannot read images: "+got)

@@ -38,7 +38,8 @@ type Output struct {
 	Manifest []Installed
 	Files    []OutputFile // images and all others, without sha256sums
 
-	json map[string]any // profiles.json, to be written anew
+	json  map[string]any // profiles.json, to be written anew
+	parts map[string]any // of the list of parts, if there is one
 }
 
 // Installed is a line of the manifest, with the name as the ImageBuilder wrote it.
@@ -287,6 +288,12 @@ func (o *Output) hash(root *os.Root, names []string) error {
 	for _, name := range names {
 		if name == "sha256sums" || name == "profiles.json" {
 			continue
+		}
+		if isParts(name) {
+			var err error
+			if o.parts, err = settleParts(root, name, o.Profile.SourceDateEpoch); err != nil {
+				return err
+			}
 		}
 		i := slices.IndexFunc(o.Images, func(image build.Image) bool { return image.Name == name })
 		file, err := hashFile(root, name, i >= 0)

@@ -16,10 +16,7 @@ import (
 // feeds, where it is to be another one than the tree's, and the keys that the
 // plan's are signed with. Both hold for this job only.
 func (v *View) writeFeeds(tree string) error {
-	file := "repositories.conf"
-	if v.offered.apk {
-		file = "repositories"
-	}
+	file := v.offered.feedsFile()
 	text, err := os.ReadFile(filepath.Join(tree, file))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

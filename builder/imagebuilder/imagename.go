@@ -60,6 +60,12 @@ func parseImageName(name string) (imageName, bool) {
 	return image, true
 }
 
+// installs tells whether the name is of an image that stays on a device.
+func installs(name string) bool {
+	image, ok := parseImageName(name)
+	return ok && image.filesystem != "initramfs"
+}
+
 // lastRoot is where the file system stands; earlier words may belong to a
 // profile that is called so.
 func lastRoot(words []string) int {

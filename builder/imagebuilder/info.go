@@ -243,6 +243,9 @@ func (o overview) of(profile string, names []string) ([]byte, error) {
 		return nil, build.Fail(build.KindProfile, "The ImageBuilder does not know the profile %q.", profile)
 	}
 	p.Images = []overviewImage{}
+	if !slices.ContainsFunc(names, installs) {
+		names = nil // what only starts from memory is no result
+	}
 	for _, name := range names {
 		if image, ok := parseImageName(name); ok {
 			p.Images = append(p.Images, overviewImage{Filesystem: image.filesystem, Name: name, Type: image.kind})

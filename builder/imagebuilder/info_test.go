@@ -83,6 +83,8 @@ func TestInfo(t *testing.T) {
 			map[string]string{"generic": "Generic x86/64|kmod-amazon-ena kmod-amd-xgbe|"}},
 		{"an id that is none", strings.Replace(info1907, "devolo_dlan:", "$(shell id):", 1), "ath79/generic", "r11427-9ce6aa9d8d",
 			map[string]string{"tplink_archer-c7-v2": "TP-Link Archer C7 v2|kmod-usb2 kmod-ath10k-ct -swconfig|tplink,archer-c7-v2 archer-c7"}},
+		{"packages that are none", strings.NewReplacer("kmod-amd-xgbe", "a;b $(x) -- -/x `y`", "fstools", "f;g").Replace(info2305), "x86/64", "r24106-10cc5fcd00",
+			map[string]string{"generic": "Generic x86/64|kmod-amazon-ena|"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			o, err := tree.overview([]byte(test.text), "1.2.3", test.target)
@@ -133,7 +135,7 @@ func TestInfoRefuses(t *testing.T) {
 // FuzzInfo: what is taken over can be what it is said to be, is written as JSON
 // and read back the same, and does not grow.
 func FuzzInfo(f *testing.F) {
-	for _, text := range []string{info1701, info1907, info2305, "Default Packages: a\nAvailable Profiles:\nx:\n    \xff\n    Packages: a a\nx:\n"} {
+	for _, text := range []string{info1701, info1907, info2305, "Default Packages: a\nAvailable Profiles:\nx:\n    \xff\n    Packages: a a $(b) c;d\nx:\n"} {
 		f.Add([]byte(text))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
@@ -269,6 +271,7 @@ func TestCollectOld(t *testing.T) {
 	wantServed(t, dir, out)
 
 	delete(files, image)
+	files["openwrt-19.07.10-ath79-generic-tplink_archer-c7-v2-initramfs-kernel.bin"] = imageText
 	for _, test := range []struct {
 		name, id string
 		told     *overview
@@ -301,4 +304,24 @@ func FuzzImageName(f *testing.F) {
 			t.Errorf("%q is taken for %+v", name, image)
 		}
 	})
+}
+
+// TestHasImages: a warning that an image is too big counts only if none is left.
+func TestHasImages(t *testing.T) {
+	for _, test := range []struct {
+		file string
+		told *overview
+		want bool
+	}{
+		{"profiles.json", nil, true},
+		{"a-squashfs-sysupgrade.bin", nil, false},
+		{"a-squashfs-sysupgrade.bin", &overview{}, true},
+		{"a.manifest", &overview{}, false},
+		{"a-initramfs-kernel.bin", &overview{}, false},
+	} {
+		v := &View{out: output(t, map[string]string{test.file: "x"}), told: test.told}
+		if got := v.hasImages(); got != test.want {
+			t.Errorf("%s, %v: %v", test.file, test.told != nil, got)
+		}
+	}
 }

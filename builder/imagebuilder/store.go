@@ -73,8 +73,12 @@ type Store struct {
 	stop    context.CancelFunc
 	fetches sync.WaitGroup
 
-	mu   sync.Mutex
-	used map[string]map[*Tree]bool // trees that were asked for and not released, by checksum
+	mu     sync.Mutex
+	used   map[string]map[*Tree]bool // trees that were asked for and not released, by checksum
+	misses map[string]bool           // base roots that were wanted and not there
+
+	preparing  sync.Mutex      // held by who prepares a tree
+	unprepared map[string]bool // trees with which that failed
 }
 
 // OpenStore opens the folder and removes what an earlier process left half
@@ -92,9 +96,18 @@ func OpenStore(dir string, options Options) (*Store, error) {
 			return nil, fmt.Errorf("remove a half fetched ImageBuilder: %w", err)
 		}
 	}
+	if left, err = filepath.Glob(filepath.Join(dir, "*", ".new-*")); err != nil {
+		return nil, err
+	}
+	for _, file := range left {
+		if err := os.Remove(file); err != nil {
+			return nil, fmt.Errorf("remove a half written file: %w", err)
+		}
+	}
 	s := &Store{
 		dir: dir, options: options, stall: 30 * time.Second, pause: time.Second,
 		keeping: make(chan struct{}, keepsAtOnce), used: map[string]map[*Tree]bool{},
+		misses: map[string]bool{}, unprepared: map[string]bool{},
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	return s, nil
@@ -308,6 +321,13 @@ func (s *Store) discard() (folders []string) {
 		if total <= s.options.Budget {
 			break
 		}
+		if tree.root != "" {
+			_ = os.Remove(strings.TrimSuffix(tree.root, rootEnding) + autoEnding)
+			if os.Remove(tree.root) == nil { // who reads it now has it open
+				total -= tree.size
+			}
+			continue
+		}
 		if s.used[tree.sum] != nil {
 			continue
 		}
@@ -327,11 +347,12 @@ func (s *Store) discard() (folders []string) {
 
 type storedTree struct {
 	sum  string
+	root string // the file, if it is a base root of the tree
 	size int64
 	used time.Time
 }
 
-// trees lists what is stored, that used longest ago first.
+// trees lists what is stored, trees and their base roots, that used longest ago first.
 func (s *Store) trees() (list []storedTree, total int64) {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -347,8 +368,11 @@ func (s *Store) trees() (list []storedTree, total int64) {
 			continue
 		}
 		size, _ := strconv.ParseInt(string(text), 10, 64)
-		list = append(list, storedTree{entry.Name(), size, info.ModTime()})
-		total += size
+		list = append(list, storedTree{sum: entry.Name(), size: size, used: info.ModTime()})
+		list = append(list, s.roots(entry.Name())...)
+	}
+	for _, one := range list {
+		total += one.size
 	}
 	sortByUse(list)
 	return list, total

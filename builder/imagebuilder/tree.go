@@ -23,6 +23,7 @@ func sortByUse(list []storedTree) {
 // version number.
 type offers struct {
 	callImage bool     // the inner target by which single file systems are chosen
+	chain     bool     // that target is the chain that the fast path knows
 	before    []string // targets that make image runs first, and _call_image does not
 	rootfs    []string // file systems that are switched on, as CONFIG_TARGET_ROOTFS_ names
 	apk       bool     // packages are apk's
@@ -48,7 +49,9 @@ const maxTreeFile = 4 << 20
 // inspect reads the Makefile and the configuration of a tree.
 func inspect(tree string) (offers, error) {
 	var o offers
+	var links chainReader
 	err := eachLine(filepath.Join(tree, "Makefile"), func(line string) {
+		links.line(line)
 		o.overviews = o.overviews || strings.Contains(line, "json_overview_image_info")
 		o.callImage = o.callImage || strings.HasPrefix(line, "_call_image:")
 		for _, target := range []string{"_check_profile", "_check_keys"} {
@@ -77,11 +80,20 @@ func inspect(tree string) (offers, error) {
 	if err == nil {
 		err = o.inspectVersion(tree)
 	}
+	o.chain = o.overviews && links.known()
 	if o.overviews {
 		return o, err
 	}
 	o.callImage = false // not tried on any such tree
 	return o, cmp.Or(err, o.inspectAge(tree))
+}
+
+// feedsFile is the list of feeds.
+func (o offers) feedsFile() string {
+	if o.apk {
+		return "repositories"
+	}
+	return "repositories.conf"
 }
 
 // feedArch is the part of a feed's address that names the architecture.

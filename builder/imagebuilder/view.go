@@ -22,10 +22,13 @@ import (
 
 // Confinement is how jobs are kept from the rest of the machine.
 type Confinement struct {
-	Level    sandbox.Level
-	Copy     bool     // copy the tree for each job instead of an overlay over it
-	UID, GID int      // who runs make when the server is root; no two jobs at once share a UID
-	Hide     []string // folders that no job may see
+	Mechanism sandbox.Mechanism
+	Copy      bool           // copy the tree for each job instead of an overlay over it
+	UID, GID  int            // who runs make when the server is root; no two jobs at once share a UID
+	Hide      []string       // folders that no job may see
+	Limits    sandbox.Limits // Time is Setting.TimeLimit
+	// DenyNetwork leaves make without network: packages have to be there already.
+	DenyNetwork bool
 }
 
 // Setting is what a job needs besides its plan.
@@ -38,18 +41,31 @@ type Setting struct {
 	// feeds, so that packages come from where the ImageBuilder came from.
 	Upstream string
 	Release  resolve.Release // for the words of a failure
+	// Fast allows the fast path, and what was prepared for it on any: for trees
+	// whose Trust is On, and for finding out whether it can be.
+	Fast bool
+	// Sure says that the plan's additions change nothing in which packages are
+	// installed for the rest, so that those can be installed beforehand.
+	Sure bool
+	// Again says that it is a repetition for comparing: what the fast path can
+	// use is made at once.
+	Again bool
 }
 
 // View is a job's own copy of a tree, which it may change as it likes.
 type View struct {
 	// Note says in a sentence what differs from what was asked, if anything.
 	Note string
+	// Path is the way that Make took.
+	Path Path
 
+	tree       *Tree
 	plan       *build.Plan
 	setting    Setting
 	box        *sandbox.Job
 	offered    offers
 	ownFeeds   bool // the feeds folder has something to be copied over the tree
+	prepared   bool // there is a layer to be unpacked over it
 	commands   [][]string
 	out        string // the output folder on this side
 	transcript *Transcript
@@ -65,34 +81,54 @@ func Prepare(ctx context.Context, tree *Tree, plan *build.Plan, setting Setting)
 	if err != nil {
 		return nil, err
 	}
-	v := &View{plan: plan, setting: setting, offered: offered, out: filepath.Join(setting.Folder, outFolder)}
-	if err := v.folders(); err != nil {
-		return nil, fault("prepare a job's folders", err)
+	layer := ""
+	if setting.Fast {
+		layer = tree.prepared(ctx, offered, setting)
 	}
-	if err := v.writeFeeds(tree.Path); err != nil {
-		return nil, fault("write a job's feeds", err)
+	v := &View{tree: tree, plan: plan, setting: setting, offered: offered, prepared: layer != ""}
+	if err := v.open(ctx); err != nil {
+		return nil, err
 	}
-	v.box, err = sandbox.Prepare(ctx, v.spec(tree))
-	if err != nil {
-		return nil, fault("prepare a view of the ImageBuilder", err)
+	if v.prepared {
+		if err := v.hand(layer, preparedLayer); err != nil {
+			return nil, errors.Join(fault("prepare a job's folders", err), v.Close())
+		}
 	}
 	v.commands, v.Note = v.calls()
 	return v, nil
 }
 
+// open makes the job's folders and its view.
+func (v *View) open(ctx context.Context) (err error) {
+	v.out = v.folder(outFolder)
+	if err := v.folders(); err != nil {
+		return fault("prepare a job's folders", err)
+	}
+	if err := v.writeFeeds(v.tree.Path); err != nil {
+		return fault("write a job's feeds", err)
+	}
+	v.box, err = sandbox.Prepare(ctx, v.spec())
+	return fault("prepare a view of the ImageBuilder", err)
+}
+
+// dir is where the job sees its tree.
+func (v *View) dir() string { return v.inside(treeFolder) }
+
 // The folders of a job, by their names on both sides: make writes out, files
-// goes into the image, feeds is copied over the tree.
+// goes into the image, feeds is copied and layers are unpacked over the tree.
 const (
-	outFolder   = "out"
-	filesFolder = "files"
-	feedsFolder = "feeds"
+	outFolder    = "out"
+	filesFolder  = "files"
+	feedsFolder  = "feeds"
+	layersFolder = "layers"
+	treeFolder   = "imagebuilder"
 )
 
 func (v *View) folder(name string) string { return filepath.Join(v.setting.Folder, name) }
 
 func (v *View) folders() error {
 	defaults := filepath.Join(v.folder(filesFolder), "etc", "uci-defaults")
-	for _, folder := range []string{v.out, defaults, filepath.Join(v.folder(feedsFolder), "keys")} {
+	for _, folder := range []string{v.out, defaults, v.folder(layersFolder), filepath.Join(v.folder(feedsFolder), "keys")} {
 		if err := os.MkdirAll(folder, 0o755); err != nil {
 			return err
 		}
@@ -103,16 +139,17 @@ func (v *View) folders() error {
 	return os.WriteFile(filepath.Join(defaults, "99-asu-defaults"), []byte(v.plan.Defaults), 0o644)
 }
 
-func (v *View) spec(tree *Tree) sandbox.Spec {
+func (v *View) spec() sandbox.Spec {
 	c := v.setting.Confinement
+	c.Limits.Time = v.setting.TimeLimit
 	return sandbox.Spec{
-		Tree: tree.Path, Scratch: v.folder("view"), Hide: c.Hide, UID: c.UID, GID: c.GID,
-		Level: c.Level, Copy: c.Copy,
-		Limits: sandbox.Limits{Time: v.setting.TimeLimit},
+		Tree: v.tree.Path, Scratch: v.folder("view"), Dir: "/tmp/" + treeFolder, Hide: c.Hide, UID: c.UID, GID: c.GID,
+		Mechanism: c.Mechanism, Copy: c.Copy, Limits: c.Limits, DenyNetwork: c.DenyNetwork,
 		Binds: []sandbox.Bind{
 			{Host: v.out, Inside: "/tmp/" + outFolder, Writable: true},
 			{Host: v.folder(filesFolder), Inside: "/tmp/" + filesFolder},
 			{Host: v.folder(feedsFolder), Inside: "/tmp/" + feedsFolder},
+			{Host: v.folder(layersFolder), Inside: "/tmp/" + layersFolder},
 		},
 	}
 }
@@ -128,24 +165,33 @@ func (v *View) environment() []string {
 // others be switched off.
 func (v *View) calls() (commands [][]string, note string) {
 	variables, note := v.offered.only(v.plan.Filesystem)
-	if v.ownFeeds {
-		commands = append(commands, []string{"cp", "-r", v.inside(feedsFolder) + "/.", "."})
-	}
-	common := []string{"BIN_DIR=" + v.inside(outFolder), "EXTRA_IMAGE_NAME=" + v.setting.ExtraName}
 	packages := strings.Join(v.packages(), " ")
 	if !v.offered.overviews {
 		commands = append(commands, prerequisites)
 	}
 	if len(variables) == 0 {
-		call := append([]string{"make", "image", "PROFILE=" + v.plan.Profile, "PACKAGES=" + packages}, common...)
+		call := append([]string{"make", "image", "PROFILE=" + v.plan.Profile, "PACKAGES=" + packages}, v.common()...)
 		return append(commands, v.optional(call, "FILES=", "ROOTFS_PARTSIZE=")), note
 	}
 	if len(v.offered.before) > 0 {
 		commands = append(commands, append([]string{"make", "-s", "PROFILE=" + v.plan.Profile}, v.offered.before...))
 	}
-	call := append([]string{"make", "-s", "_call_image", "USER_PROFILE=DEVICE_" + v.plan.Profile, "USER_PACKAGES=" + packages}, common...)
-	call = v.optional(call, "USER_FILES=", "CONFIG_TARGET_ROOTFS_PARTSIZE=")
-	return append(commands, append(call, variables...)), note
+	return append(commands, append([]string{"make", "-s", "_call_image"}, v.variables(v.packages())...)), note
+}
+
+// variables are those of the inner targets.
+func (v *View) variables(packages []string) []string {
+	only, _ := v.offered.only(v.plan.Filesystem)
+	list := append(v.selection(packages), v.common()...)
+	return append(v.optional(list, "USER_FILES=", "CONFIG_TARGET_ROOTFS_PARTSIZE="), only...)
+}
+
+func (v *View) selection(packages []string) []string {
+	return []string{"USER_PROFILE=DEVICE_" + v.plan.Profile, "USER_PACKAGES=" + strings.Join(packages, " ")}
+}
+
+func (v *View) common() []string {
+	return []string{"BIN_DIR=" + v.inside(outFolder), "EXTRA_IMAGE_NAME=" + v.setting.ExtraName}
 }
 
 // prerequisites are checked by trees of all ages. Those up to 19.07 refuse to
@@ -164,7 +210,10 @@ func (v *View) optional(call []string, files, size string) []string {
 }
 
 func (v *View) packages() []string {
-	list := slices.Clone(v.plan.Add)
+	return append(slices.Clone(v.plan.Add), v.removals()...)
+}
+
+func (v *View) removals() (list []string) {
 	for _, name := range v.plan.Remove {
 		list = append(list, "-"+name)
 	}
@@ -199,7 +248,7 @@ func (v *View) Make(ctx context.Context, log io.Writer, stage func(build.Stage))
 			return err
 		}
 	}
-	err := v.run(ctx)
+	err := v.runEither(ctx)
 	if exit, ok := errors.AsType[*sandbox.ExitError](err); ok {
 		fmt.Fprintf(log, "[make ended with status %d]\n", exit.Code)
 	}
@@ -208,7 +257,6 @@ func (v *View) Make(ctx context.Context, log io.Writer, stage func(build.Stage))
 
 // run runs the calls one after the other; the time limit is that of all.
 func (v *View) run(ctx context.Context) error {
-	defer v.transcript.Flush()
 	stdout, stderr := v.transcript.Writers()
 	for _, call := range v.commands {
 		err := v.box.Run(ctx, sandbox.Command{Args: call, Env: v.environment(), Stdout: stdout, Stderr: stderr})
@@ -228,6 +276,10 @@ func (v *View) judge(err error) error {
 		return v.explainFeed(feed)
 	case errors.Is(err, sandbox.ErrTimeLimit):
 		return build.Fail(build.KindTime, "The ImageBuilder did not finish within %s. Ask for fewer packages, or tell the operator of this server.", v.setting.TimeLimit)
+	case errors.Is(err, sandbox.ErrMemory):
+		return build.Fail(build.KindWorker, "The build needed more memory than a build may have here. Ask for fewer packages, or tell the operator of this server.")
+	case errors.Is(err, sandbox.ErrDisk):
+		return build.Fail(build.KindBuild, "The build wrote more to the disk than a build may. Ask for fewer packages, or for a smaller rootfs_size_mb.")
 	case errors.Is(err, sandbox.ErrKilled), exited && exit.Signal == syscall.SIGKILL:
 		return wasKilled()
 	case exited:
@@ -246,8 +298,7 @@ func (v *View) judge(err error) error {
 func (v *View) hasImages() bool {
 	entries, _ := os.ReadDir(v.out)
 	return slices.ContainsFunc(entries, func(e os.DirEntry) bool {
-		_, image := parseImageName(e.Name())
-		return e.Name() == "profiles.json" || v.told != nil && image
+		return e.Name() == "profiles.json" || v.told != nil && installs(e.Name())
 	})
 }
 

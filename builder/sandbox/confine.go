@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"syscall"
@@ -9,22 +10,41 @@ import (
 )
 
 // confine takes from this thread, and so from the command that it starts, all that a build does not need. Each step is
-// one that no later one undoes; Landlock and a seccomp filter have their place at its end.
-func (o order) confine() error {
+// one that no later one undoes. It returns the names of what not every kernel has.
+func (o order) confine() (guards []string, err error) {
 	syscall.Umask(0o022)
 	// If memory runs out, let it be the build that dies, not the server. (Before dumpable: that closes /proc/self.)
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0)
 	// No process under the same uid looks into this one, which keeps its capabilities.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("PR_SET_DUMPABLE: %w", err)
+		return nil, fmt.Errorf("PR_SET_DUMPABLE: %w", err)
 	}
 	if err := o.setLimits(); err != nil {
-		return err
+		return nil, err
 	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("PR_SET_NO_NEW_PRIVS: %w", err)
+		return nil, fmt.Errorf("PR_SET_NO_NEW_PRIVS: %w", err)
 	}
-	return dropCapabilities()
+	version, err := o.confineFiles()
+	if err != nil {
+		return nil, err
+	}
+	if version > 0 {
+		guards = append(guards, fmt.Sprintf("landlock %d", version))
+	}
+	if err := dropCapabilities(); err != nil {
+		return nil, err
+	}
+	filtered, err := filterCalls(!o.Spec.DenyNetwork || o.Spec.Mechanism.namespaced())
+	switch {
+	case err != nil:
+		return nil, err
+	case filtered:
+		guards = append(guards, "seccomp")
+	case o.Spec.DenyNetwork && !o.Spec.Mechanism.namespaced():
+		return nil, errors.New("without namespaces and without seccomp the network cannot be denied")
+	}
+	return guards, nil
 }
 
 // dropCapabilities leaves none that would pass through the command's exec: the bounding, inheritable and
@@ -49,7 +69,7 @@ func dropCapabilities() error {
 func (o order) setLimits() error {
 	l := o.Spec.Limits
 	processes := l.Processes
-	if o.Spec.Level == LevelProcess && !o.Drop {
+	if o.Spec.Mechanism == Plain && !o.Drop {
 		processes += threadsOf(os.Getuid()) // the kernel counts all of the user's
 	}
 	for _, limit := range []struct {
@@ -59,6 +79,7 @@ func (o order) setLimits() error {
 	}{
 		{"processes", unix.RLIMIT_NPROC, int64(processes)},
 		{"the size of a file", unix.RLIMIT_FSIZE, l.FileSize},
+		{"memory", unix.RLIMIT_DATA, l.Memory},
 		{"open files", unix.RLIMIT_NOFILE, int64(l.Files)},
 		// 1 rather than 0: where cores go to a program, the kernel starts it despite a limit of 0.
 		{"cores", unix.RLIMIT_CORE, 1},

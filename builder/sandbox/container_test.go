@@ -1,8 +1,10 @@
 package sandbox_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -32,7 +34,7 @@ func inContainer() bool {
 }
 
 // TestContainer holds that root with the container's few capabilities, and no way to more, keeps every promise of
-// LevelProcess, and that Probe finds this level.
+// Plain, with Landlock and, as on Fargate, without, and that Probe finds the levels that this gives.
 func TestContainer(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Log("only root has capabilities to give up")
@@ -47,20 +49,30 @@ func TestContainer(t *testing.T) {
 			}
 		}
 		again(t, "TestContainer", &syscall.SysProcAttr{})
+		must(t, sandbox.WithoutLandlock()) // as Fargate's kernel
+		again(t, "TestContainer", &syscall.SysProcAttr{}, "SANDBOX_TEST_LANDLOCK=0")
 		return
 	}
+	if os.Getenv("SANDBOX_TEST_LANDLOCK") == "0" && sandbox.LandlockVersion() != 0 {
+		t.Error("there is a Landlock where there should be none")
+	}
 	dir := tempDir(t)
-	got, err := sandbox.Probe(t.Context(), dir, jobUser, jobUser)
+	got, err := sandbox.Probe(t.Context(), dir, sandbox.Spec{UID: jobUser, GID: jobUser})
 	must(t, err)
-	if got.Level != sandbox.LevelProcess || got.View != "copy" {
+	if got.Mechanism != sandbox.Plain || got.View != "copy" || got.Level != sandbox.LevelNetworkOpen || !slices.Contains(got.Guards, "seccomp") {
 		t.Errorf("found %+v", got)
 	}
-	contract(t, sandbox.LevelProcess)
+	got, err = sandbox.Probe(t.Context(), dir, sandbox.Spec{UID: jobUser, GID: jobUser, DenyNetwork: true})
+	must(t, err)
+	if got.Level != sandbox.LevelOffline {
+		t.Errorf("without network, found %+v", got)
+	}
+	contract(t, sandbox.Plain)
 }
 
 // testServerUnreadable: what the server was given, such as where its credentials come from, is not the job's to read.
 func testServerUnreadable(t *testing.T, f *fixture) {
-	if !f.root && !f.spec.Level.Namespaced() {
+	if !f.root && !f.spec.Mechanism.Namespaced() {
 		return // the same user, as the level's comment says
 	}
 	job := f.prepare(t)
@@ -72,7 +84,7 @@ func testServerUnreadable(t *testing.T, f *fixture) {
 
 // testLeftovers: what a job leaves is gone after Close, however it is closed against that and wherever it lies.
 func testLeftovers(t *testing.T, f *fixture) {
-	if !f.root && !f.spec.Level.Namespaced() {
+	if !f.root && !f.spec.Mechanism.Namespaced() {
 		return // the same user's: nothing says whose job it was
 	}
 	job := f.prepare(t)
@@ -95,5 +107,24 @@ done 2> /dev/null; echo done`, "done")
 		if left, _ := filepath.Glob(pattern); len(left) > 0 {
 			t.Errorf("left behind: %q", left)
 		}
+	}
+}
+
+// TestWithoutLandlock: on kernels without it namespaces alone keep what they promise of files.
+func TestWithoutLandlock(t *testing.T) {
+	runtime.LockOSThread() // for good, as above
+	must(t, unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+	must(t, sandbox.WithoutLandlock())
+	names := "Hide|HideFile|HostReadOnly|Files|Signals|Leftovers"
+	cmd := exec.Command("/proc/self/exe", "-test.v", "-test.timeout=60s", fmt.Sprintf("-test.run=^TestContract$/^%s$/^(%s)$", bestMechanism(), names))
+	cmd.Env = []string{path}
+	output, err := cmd.CombinedOutput()
+	for name := range strings.SplitSeq(names, "|") {
+		if !strings.Contains(string(output), fmt.Sprintf("--- PASS: TestContract/%s/%s", bestMechanism(), name)) {
+			err = errors.Join(err, fmt.Errorf("%s did not pass", name))
+		}
+	}
+	if err != nil {
+		t.Errorf("%v\n%s", err, output)
 	}
 }

@@ -33,8 +33,9 @@ func init() {
 func Init() {}
 
 const (
-	answerFile = 3
-	idMapFile  = 4
+	answerFile   = 3
+	idMapFile    = 4
+	listenerFile = 5
 )
 
 func first() int {
@@ -42,6 +43,7 @@ func first() int {
 	debug.SetGCPercent(-1) // it allocates next to nothing
 	unix.CloseOnExec(answerFile)
 	unix.CloseOnExec(idMapFile)
+	unix.CloseOnExec(listenerFile)
 	unix.CloseOnExec(0)
 	// Notified of every signal and reading none: no process of the job's uid ends this one by a signal, and the
 	// command still starts with all signals at their defaults.
@@ -70,12 +72,12 @@ func (o order) endWithServer() {
 }
 
 func (r *report) run(o order) {
-	if o.Spec.Level.namespaced() {
+	if o.Spec.Mechanism.namespaced() {
 		if err := o.overlay(); err != nil {
 			r.NoOverlay = err.Error()
 			return
 		}
-		if err := o.mounts(); err != nil {
+		if err := errors.Join(o.network(), o.mounts()); err != nil {
 			r.Failure = err.Error()
 			return
 		}
@@ -83,7 +85,7 @@ func (r *report) run(o order) {
 		r.Failure = err.Error()
 		return
 	}
-	pid, err := o.start()
+	pid, err := o.start(r)
 	if err != nil {
 		r.Failure = err.Error()
 		return
@@ -109,8 +111,21 @@ func reap(command int) syscall.WaitStatus {
 	}
 }
 
-// start confines this thread for good and starts the command from it.
-func (o order) start() (int, error) {
+// start starts the command from a thread that is confined for good. It is not the main one: by that the kernel tells
+// what may kill this process. It stays as long as the process does, since the command ends with it.
+func (o order) start(r *report) (pid int, err error) {
+	done := make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		pid, err = o.startHere(r)
+		close(done)
+		select {}
+	}()
+	<-done
+	return pid, err
+}
+
+func (o order) startHere(r *report) (int, error) {
 	null, err := os.Open("/dev/null")
 	if err != nil {
 		return 0, err
@@ -124,7 +139,7 @@ func (o order) start() (int, error) {
 		attributes.Credential = &syscall.Credential{Uid: uint32(o.Spec.UID), Gid: uint32(o.Spec.GID)}
 		o.ownOutput()
 	}
-	if err := o.confine(); err != nil {
+	if r.Guards, err = o.confine(); err != nil {
 		return 0, err
 	}
 	pid, err := syscall.ForkExec(program, o.Args, &syscall.ProcAttr{

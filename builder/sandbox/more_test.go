@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -28,19 +29,27 @@ func again(t *testing.T, test string, attributes *syscall.SysProcAttr, env ...st
 	}
 }
 
-func bestLevel() sandbox.Level {
+func bestMechanism() sandbox.Mechanism {
 	if os.Geteuid() == 0 {
-		return sandbox.LevelNamespaces
+		return sandbox.Namespaces
 	}
-	return sandbox.LevelUserNamespaces
+	return sandbox.UserNamespaces
 }
 
 func TestProbe(t *testing.T) {
 	dir := tempDir(t)
-	got, err := sandbox.Probe(t.Context(), dir, jobUser, jobUser)
+	got, err := sandbox.Probe(t.Context(), dir, sandbox.Spec{UID: jobUser, GID: jobUser})
 	must(t, err)
-	if got.Level != bestLevel() || got.View != "overlay" || got.Lacking != nil {
+	if got.Mechanism != bestMechanism() || got.View != "overlay" || got.Lacking != nil || got.Level != sandbox.LevelNamespaced {
 		t.Errorf("found %+v", got)
+	}
+	if version := fmt.Sprint("landlock ", sandbox.LandlockVersion()); !slices.Contains(got.Guards, "seccomp") || slices.Contains(got.Guards, version) != (version != "landlock 0") {
+		t.Errorf("guards are %q", got.Guards)
+	}
+	got, err = sandbox.Probe(t.Context(), dir, sandbox.Spec{UID: jobUser, GID: jobUser, DenyNetwork: true})
+	must(t, err)
+	if got.Level != sandbox.LevelSealed {
+		t.Errorf("without network, found %+v", got)
 	}
 	if left, _ := os.ReadDir(dir); len(left) > 0 {
 		t.Errorf("left %v", left)
@@ -64,9 +73,9 @@ func TestProbeWithoutMounts(t *testing.T) {
 	for name := range map[string]bool{"max_mnt_namespaces": true, "max_user_namespaces": true} {
 		must(t, os.WriteFile("/proc/sys/user/"+name, []byte("0"), 0))
 	}
-	got, err := sandbox.Probe(t.Context(), tempDir(t), jobUser, jobUser)
+	got, err := sandbox.Probe(t.Context(), tempDir(t), sandbox.Spec{UID: jobUser, GID: jobUser})
 	must(t, err)
-	if got.Level != sandbox.LevelProcess || got.View != "copy" || !errors.Is(got.Lacking, sandbox.ErrSetup) {
+	if got.Mechanism != sandbox.Plain || got.View != "copy" || !errors.Is(got.Lacking, sandbox.ErrSetup) {
 		t.Errorf("found %+v", got)
 	}
 }
@@ -84,7 +93,7 @@ func TestViewFallsBackToCopy(t *testing.T) {
 		return
 	}
 	must(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
-	f := newFixture(t, bestLevel())
+	f := newFixture(t, bestMechanism())
 	for _, name := range []string{"l", "u", "w", "merged"} {
 		must(t, os.Mkdir(filepath.Join(f.dir, name), 0o755))
 	}
@@ -169,7 +178,7 @@ func BenchmarkRun(b *testing.B) {
 			must(b, exec.Command("/bin/true").Run())
 		}
 	})
-	for _, level := range []sandbox.Level{bestLevel(), sandbox.LevelProcess} {
+	for _, level := range []sandbox.Mechanism{bestMechanism(), sandbox.Plain} {
 		command := sandbox.Command{Args: []string{"/bin/true"}}
 		b.Run(string(level)+"/whole", func(b *testing.B) {
 			f := newFixture(b, level)

@@ -27,12 +27,14 @@ type order struct {
 	Work    string // the overlay's work folder: a new one each time, since a volatile overlay refuses a used one
 	IDMap   bool   // file 4 is the user namespace that maps the tree's owner
 	Drop    bool   // run the command as Spec.UID
+	Proxy   bool   // hand the listener of the proxy over by file 5
 }
 
 // report is what the first process answers once all is over.
 type report struct {
-	Failure      string // what of the setup failed
-	NoOverlay    string // why no overlay could be mounted
+	Failure      string   // what of the setup failed
+	NoOverlay    string   // why no overlay could be mounted
+	Guards       []string // as in Support
 	Code, Signal int
 }
 
@@ -45,7 +47,7 @@ func (j *Job) run(ctx context.Context, c Command) (report, error) {
 	j.runs++
 	o := order{
 		Spec: j.spec, Args: c.Args, Env: c.Env, Drop: j.root,
-		Overlay: !j.copied, Work: "work-" + strconv.Itoa(j.runs), IDMap: j.idMap != nil,
+		Overlay: !j.copied, Work: "work-" + strconv.Itoa(j.runs), IDMap: j.idMap != nil, Proxy: j.spec.Proxy != nil,
 	}
 	if err := os.Mkdir(j.scratch(o.Work), 0o700); err != nil {
 		return report{}, fmt.Errorf("%w: %w", ErrSetup, err)
@@ -55,10 +57,16 @@ func (j *Job) run(ctx context.Context, c Command) (report, error) {
 		return report{}, fmt.Errorf("%w: %w", ErrSetup, err)
 	}
 	defer answers.Close()
+	door, err := j.openDoor()
+	if err != nil {
+		answer.Close()
+		return report{}, fmt.Errorf("%w: %w", ErrSetup, err)
+	}
+	defer door.close()
 	first := exec.CommandContext(ctx, "/proc/self/exe")
 	first.Args, first.Env = []string{initName, j.spec.Scratch}, []string{} // the folder is for who reads ps
 	first.Stdout, first.Stderr = c.Stdout, c.Stderr
-	first.ExtraFiles = []*os.File{answer, j.idMap}
+	first.ExtraFiles = []*os.File{answer, j.idMap, door.theirs}
 	first.SysProcAttr = j.attributes()
 	lifeline, err := first.StdinPipe()
 	if err == nil {
@@ -67,8 +75,10 @@ func (j *Job) run(ctx context.Context, c Command) (report, error) {
 	}
 	answer.Close()
 	if err != nil {
-		return report{}, fmt.Errorf("%w: level %s: %w", ErrSetup, j.spec.Level, err)
+		return report{}, fmt.Errorf("%w: mechanism %s: %w", ErrSetup, j.spec.Mechanism, err)
 	}
+	j.group.add(first.Process.Pid) // before it has its order and starts anything
+	door.serve(j.spec.Proxy)
 	return converse(first, o, lifeline, answers)
 }
 
@@ -76,7 +86,7 @@ func (j *Job) run(ctx context.Context, c Command) (report, error) {
 func (j *Job) endBy(first *exec.Cmd, lifeline io.Closer) {
 	first.WaitDelay = grace
 	first.Cancel = func() error {
-		if j.spec.Level.namespaced() {
+		if j.spec.Mechanism.namespaced() {
 			return first.Process.Kill() // and with it, by the kernel, its whole pid namespace
 		}
 		return lifeline.Close()
@@ -98,17 +108,17 @@ func converse(first *exec.Cmd, o order, lifeline io.Writer, answers io.Reader) (
 	return result, nil
 }
 
-// attributes asks the kernel for the namespaces of the level.
+// attributes asks the kernel for the namespaces of the mechanism.
 func (j *Job) attributes() *syscall.SysProcAttr {
 	a := &syscall.SysProcAttr{Setsid: true}
-	if !j.spec.Level.namespaced() {
+	if !j.spec.Mechanism.namespaced() {
 		return a
 	}
 	a.Cloneflags = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 	if j.spec.DenyNetwork {
 		a.Cloneflags |= unix.CLONE_NEWNET
 	}
-	if j.spec.Level == LevelUserNamespaces {
+	if j.spec.Mechanism == UserNamespaces {
 		a.Cloneflags |= unix.CLONE_NEWUSER
 		a.UidMappings = oneID(os.Geteuid(), os.Geteuid())
 		a.GidMappings = oneID(os.Getegid(), os.Getegid())
@@ -116,7 +126,7 @@ func (j *Job) attributes() *syscall.SysProcAttr {
 		// owners); what it may do to its namespace thus has to outlive its exec as ambient capabilities.
 		a.AmbientCaps = []uintptr{
 			unix.CAP_SYS_ADMIN, unix.CAP_SETPCAP, unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH,
-			unix.CAP_FOWNER, unix.CAP_CHOWN, unix.CAP_MKNOD,
+			unix.CAP_FOWNER, unix.CAP_CHOWN, unix.CAP_MKNOD, unix.CAP_NET_ADMIN,
 		}
 	}
 	return a

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What takes the place of a pid namespace at LevelProcess: the first process is the subreaper of all that the command
+// What takes the place of a pid namespace with Plain: the first process is the subreaper of all that the command
 // starts, so a daemon, however often it forked, is its descendant.
 
 // killAll ends every descendant of this process.

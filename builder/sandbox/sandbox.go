@@ -5,11 +5,13 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"math"
+	"net"
 	"os"
 	"path"
 	"path/filepath"
@@ -17,37 +19,21 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
-
-// A Level names what confines a job; see Probe.
-type Level string
-
-const (
-	// LevelNamespaces (as root): mount, pid, ipc and uts namespaces, another uid, the host's files read-only.
-	LevelNamespaces Level = "namespaces"
-	// LevelUserNamespaces (as an ordinary user): the same inside a user namespace, under the own uid.
-	LevelUserNamespaces Level = "user-namespaces"
-	// LevelProcess: only limits and, as root, another uid. Every process of the job is found and killed at its end,
-	// unless, under the server's own uid, it kills its supervisor first or forks faster than it can be seen.
-	LevelProcess Level = "process"
-)
-
-// levels lists what this user may ask for, the best first.
-func levels() []Level {
-	if os.Geteuid() == 0 {
-		return []Level{LevelNamespaces, LevelProcess}
-	}
-	return []Level{LevelUserNamespaces, LevelProcess}
-}
-
-// namespaced tells whether a job has its own view of files and processes.
-func (l Level) namespaced() bool { return l == LevelNamespaces || l == LevelUserNamespaces }
 
 var (
 	// ErrTimeLimit: a command ran longer than Limits.Time; it and all that it started are dead.
 	ErrTimeLimit = errors.New("the build took longer than its time limit and was stopped")
 	// ErrKilled: the sandbox was ended from outside, for example for want of memory.
 	ErrKilled = errors.New("the build's sandbox was killed, perhaps because the machine ran out of memory")
+	// ErrMemory, also ErrKilled: a limit of memory was met, and the kernel killed the build or a part of it.
+	ErrMemory = fmt.Errorf("the build needed more memory than it may have: %w", ErrKilled)
+	// ErrDisk: a command wrote more than Limits.Disk or Limits.Entries.
+	ErrDisk = errors.New("the build wrote more to the disk than it may")
+	// ErrDiskLow, also ENOSPC: the disk was about to be full while a command wrote to it.
+	ErrDiskLow = fmt.Errorf("the build was stopped before it filled the disk: %w", syscall.ENOSPC)
 	// ErrSetup: the sandbox could not be made, so that nothing was run. The error says what is in the way.
 	ErrSetup = errors.New("the build's sandbox could not be set up")
 )
@@ -71,25 +57,21 @@ type Limits struct {
 	Processes int           // processes and threads of the uid; default 1,024
 	FileSize  int64         // bytes of one file; default 8 GiB
 	Files     int           // open files of one process; default 4,096
-	Tmp       int64         // bytes of the private /tmp, which is memory; default 1 GiB; no limit at LevelProcess
+	Tmp       int64         // bytes of the private /tmp, which is memory; default 1 GiB; no limit of Plain
+	Memory    int64         // bytes, of all its processes in a control group, else of each; default 4 GiB
+	Disk      int64         // bytes in the scratch folder and the bound ones that are writable; default 16 GiB
+	Entries   int64         // files and folders there; default 1,000,000
 }
 
 func (l Limits) withDefaults() Limits {
-	if l.Time == 0 {
-		l.Time = 30 * time.Minute
-	}
-	if l.Processes == 0 {
-		l.Processes = 1024
-	}
-	if l.FileSize == 0 {
-		l.FileSize = 8 << 30
-	}
-	if l.Files == 0 {
-		l.Files = 4096
-	}
-	if l.Tmp == 0 {
-		l.Tmp = 1 << 30
-	}
+	l.Time = cmp.Or(l.Time, 30*time.Minute)
+	l.Processes = cmp.Or(l.Processes, 1024)
+	l.FileSize = cmp.Or(l.FileSize, 8<<30)
+	l.Files = cmp.Or(l.Files, 4096)
+	l.Tmp = cmp.Or(l.Tmp, 1<<30)
+	l.Memory = cmp.Or(l.Memory, 4<<30)
+	l.Disk = cmp.Or(l.Disk, 16<<30)
+	l.Entries = cmp.Or(l.Entries, 1_000_000)
 	return l
 }
 
@@ -105,23 +87,30 @@ type Spec struct {
 	// Tree is the unpacked ImageBuilder, shared by jobs, never changed by them. All of it has one owner.
 	Tree string
 	// Scratch is missing or an empty folder, the job's alone. It takes what the job writes to the tree; Close removes it.
-	// At LevelProcess as root, and only there, the folders above it must be open (mode 0711) to UID.
+	// With Plain as root, and only there, the folders above it must be open (mode 0711) to UID.
 	Scratch string
 	// Dir is where commands see the tree and start, a path below /tmp and the same for all jobs, since staging_dir links
-	// to itself by absolute paths. Default /tmp/imagebuilder. At LevelProcess use what Path gives.
+	// to itself by absolute paths. Default /tmp/imagebuilder. With Plain use what Path gives.
 	Dir   string
 	Binds []Bind
-	// Hide lists folders and files of the host that the job must not see; Tree and Scratch are hidden unasked. At
-	// LevelProcess nothing can be hidden: as root, Prepare then refuses if UID may enter or read one of them.
+	// Hide lists folders and files of the host that the job must not see; Tree and Scratch are hidden unasked. With
+	// Plain nothing can be hidden: as root, Prepare then refuses if UID may enter or read one of them.
 	Hide []string
-	// UID and GID are used as root only, and then not 0. At LevelProcess every process of UID is killed when a command
-	// ends, so no two jobs may share it, nor a job and a person; at any level the limit of processes counts by UID.
+	// UID and GID are used as root only, and then not 0. With Plain every process of UID is killed when a command
+	// ends, so no two jobs may share it, nor a job and a person; in any case the limit of processes counts by UID.
 	UID, GID    int
 	Limits      Limits
-	DenyNetwork bool  // not even loopback; refused at LevelProcess
-	Level       Level // what Probe found
-	Copy        bool  // copy the tree even where an overlay could be mounted
+	DenyNetwork bool // nothing but a loopback of the command's own; with Plain not even that
+	// Proxy, with DenyNetwork and namespaces, is called for each command with what listens at ProxyAddress, where the
+	// command alone reaches it. It returns when the listener is closed, which Run does and then waits for it.
+	Proxy     func(net.Listener)
+	Mechanism Mechanism // what Probe found
+	Copy      bool      // copy the tree even where an overlay could be mounted
 }
+
+// ProxyAddress is where commands find Spec.Proxy; apk keeps what it fetched under names made from addresses, so it is
+// always the same.
+const ProxyAddress = "127.0.0.1:3128"
 
 // Command is one program with its own process tree.
 type Command struct {
@@ -139,6 +128,8 @@ type Job struct {
 	why    error    // why a copy was made where an overlay was wanted
 	idMap  *os.File // the user namespace by which the shared tree seems to be UID's; nil if it is
 	runs   int
+	group  *group // the control group; nil where there is none
+	guards []string
 }
 
 // Prepare makes the view of a job. The caller calls Close whatever Run returns.
@@ -166,11 +157,11 @@ func (j *Job) check() error {
 	if j.root && (s.UID <= 0 || s.GID <= 0 || max(s.UID, s.GID) > math.MaxInt32) { // 32 bits are all that the kernel takes
 		return refuse("as root a build needs another user: give it a uid and a gid from 1 to %d", math.MaxInt32)
 	}
-	if !slices.Contains(levels(), s.Level) {
-		return refuse("user %d can have the levels %q, not %q: take what Probe finds", os.Geteuid(), levels(), s.Level)
+	if !slices.Contains(mechanisms(), s.Mechanism) {
+		return refuse("user %d can have the mechanisms %q, not %q: take what Probe finds", os.Geteuid(), mechanisms(), s.Mechanism)
 	}
-	if s.DenyNetwork && !s.Level.namespaced() {
-		return refuse("level %q cannot deny the network", s.Level)
+	if s.Proxy != nil && !(s.DenyNetwork && s.Mechanism.namespaced()) {
+		return refuse("a proxy needs a network of the job's own: the mechanism %q has none, or the network is open", s.Mechanism)
 	}
 	insides := []string{s.Dir}
 	for _, b := range s.Binds {
@@ -189,7 +180,7 @@ func (j *Job) check() error {
 	if there, err := os.ReadDir(s.Scratch); len(there) > 0 || err != nil && !errors.Is(err, os.ErrNotExist) {
 		return refuse("the folder %s for what the build writes must be new and empty", s.Scratch)
 	}
-	if j.root && !s.Level.namespaced() {
+	if j.root && !s.Mechanism.namespaced() {
 		return j.checkPermissions()
 	}
 	return nil
@@ -237,7 +228,8 @@ const (
 	lowerDir = "lower" // where the tree is mounted, inside of the job's namespace only
 	upperDir = "upper" // what the job changed
 	viewDir  = "view"  // where the overlay is mounted, or the copy
-	tmpDir   = "tmp"   // the job's /tmp at LevelProcess
+	tmpDir   = "tmp"   // the job's /tmp of Plain
+	rootDir  = "root"  // where the job's view of the machine is put together
 )
 
 func (j *Job) prepare(ctx context.Context) error {
@@ -247,6 +239,10 @@ func (j *Job) prepare(ctx context.Context) error {
 	}
 	j.spec.Tree = tree
 	s := j.spec
+	if err := j.closeProc(); err != nil {
+		return err
+	}
+	j.group = newGroup(s.Limits)
 	if err := os.MkdirAll(s.Scratch, 0o700); err != nil {
 		return err
 	}
@@ -255,19 +251,19 @@ func (j *Job) prepare(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, name := range []string{lowerDir, upperDir, viewDir, tmpDir} {
+	for _, name := range []string{lowerDir, upperDir, viewDir, tmpDir, rootDir} {
 		dir := j.scratch(name)
 		if err := errors.Join(os.Mkdir(dir, 0o755), j.give(dir, true)); err != nil {
 			return err
 		}
 	}
-	if s.Level.namespaced() && !s.Copy {
+	if s.Mechanism.namespaced() && !s.Copy {
 		if j.idMap, err = j.mapOwner(); err == nil {
 			return nil
 		}
 		j.why = err
 	}
-	if err := j.give(s.Scratch, !s.Level.namespaced()); err != nil {
+	if err := j.give(s.Scratch, !s.Mechanism.namespaced()); err != nil {
 		return err
 	}
 	return j.copyTree(ctx)
@@ -292,10 +288,10 @@ func (j *Job) copyTree(ctx context.Context) error {
 
 func (j *Job) scratch(name string) string { return filepath.Join(j.spec.Scratch, name) }
 
-// Path gives the path by which commands of this job know what the Spec places at inside: inside itself, but for
-// LevelProcess, where everything is seen at its place on the host.
+// Path gives the path by which commands of this job know what the Spec places at inside: inside itself, but with
+// Plain, where everything is seen at its place on the host.
 func (j *Job) Path(inside string) string {
-	if j.spec.Level.namespaced() {
+	if j.spec.Mechanism.namespaced() {
 		return inside
 	}
 	places := append([]Bind{{Inside: "/tmp", Host: j.scratch(tmpDir)}, {Inside: j.spec.Dir, Host: j.scratch(viewDir)}}, j.spec.Binds...)
@@ -322,10 +318,13 @@ func (j *Job) View() string {
 
 // Run runs one command and kills everything that it started before it returns. Not to be called twice at once.
 //
-// Errors: *ExitError, ErrTimeLimit, ErrKilled, ErrSetup, the context's cause, and those of writing to Stdout or Stderr.
+// Errors: *ExitError, ErrTimeLimit, ErrKilled, ErrMemory, ErrDisk, ErrDiskLow, ErrSetup, the context's cause, and those
+// of writing to Stdout or Stderr.
 func (j *Job) Run(ctx context.Context, c Command) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, j.spec.Limits.Time, ErrTimeLimit)
 	defer cancel()
+	ctx, stop := context.WithCancelCause(ctx)
+	defer j.watchDisk(ctx, stop)()
 	result, err := j.run(ctx, c)
 	if err == nil && result.NoOverlay != "" && !j.copied && j.runs == 1 {
 		j.why = errors.New(result.NoOverlay)
@@ -334,9 +333,13 @@ func (j *Job) Run(ctx context.Context, c Command) error {
 		}
 		result, err = j.run(ctx, c)
 	}
+	j.guards = slices.Concat(result.Guards, j.group.names())
+	failed := err != nil || result.Code != 0
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
+	case failed && j.group.outOfMemory():
+		return ErrMemory
 	case err != nil:
 		return err
 	case result.Failure+result.NoOverlay != "":
@@ -347,14 +350,30 @@ func (j *Job) Run(ctx context.Context, c Command) error {
 	return nil
 }
 
-// Close removes everything that the job left, at LevelProcess as root also in /tmp and its like.
+// Close removes everything that the job left, with Plain as root also in /tmp and its like.
 func (j *Job) Close() error {
 	if j.idMap != nil {
 		j.idMap.Close()
 	}
-	err := RemoveAll(j.spec.Scratch)
-	if j.root && !j.spec.Level.namespaced() {
+	err := errors.Join(j.group.remove(), RemoveAll(j.spec.Scratch))
+	if j.root && !j.spec.Mechanism.namespaced() {
 		err = errors.Join(err, removeOf(j.spec.UID))
 	}
 	return err
+}
+
+// closeProc lets nobody of the same user look into this process, its environment for example. It may not be so where
+// user namespaces are made, since the kernel then lets only root set them up.
+func (j *Job) closeProc() error {
+	if j.root {
+		return nil
+	}
+	open := uintptr(0)
+	if j.spec.Mechanism.namespaced() {
+		open = 1
+	}
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, open, 0, 0, 0); err != nil {
+		return fmt.Errorf("PR_SET_DUMPABLE: %w", err)
+	}
+	return nil
 }

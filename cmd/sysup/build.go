@@ -164,7 +164,7 @@ func fits(asked string, signed build.Provenance) bool {
 		return strings.ReplaceAll(board, ",", "_") == strings.ReplaceAll(asked, ",", "_")
 	}
 	profile := signed.Plan.Profile
-	return asked == "" || profile == "generic" || same(profile) || slices.ContainsFunc(signed.Result.Profile.SupportedDevices, same)
+	return asked == "" || strings.EqualFold(profile, "generic") || same(profile) || slices.ContainsFunc(signed.Result.Profile.SupportedDevices, same)
 }
 
 func (c *buildCmd) request() (client.Request, error) {

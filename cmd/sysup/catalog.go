@@ -40,7 +40,8 @@ type catalogSyncCmd struct {
 	CacheSize   int64    `help:"Disk space for unpacked ImageBuilders, in GiB." default:"20" env:"SYSUP_CACHE_SIZE"`
 	BuildUID    int      `help:"User number that runs ImageBuilders when this is root. Nobody else should have it." default:"64646" env:"SYSUP_BUILD_UID"`
 
-	storeFlags `embed:""`
+	storeFlags   `embed:""`
+	sandboxFlags `embed:""`
 }
 
 // Help is shown by --help.
@@ -105,7 +106,7 @@ func (c *catalogSyncCmd) open(ctx context.Context, log *slog.Logger) (s *syncer,
 		return nil, fmt.Errorf("make the data folder: %w", err)
 	}
 	if s.lock, err = sqlite.Lock(s.Data); err != nil {
-		return nil, fmt.Errorf("%w. A running server initialises versions by itself when they are asked for; to do it ahead, stop it first", err)
+		return nil, fmt.Errorf("%w A running server fetches what is asked for by itself; to do that ahead, stop it, run this, and start it again", err)
 	}
 	if err = s.openStores(ctx); err != nil {
 		return nil, errors.Join(err, s.lock.Close())
@@ -158,7 +159,7 @@ func (s *syncer) inspector(ctx context.Context) (*builder.Inspector, error) {
 	for _, name := range closedFolders {
 		hide = append(hide, s.folder(name))
 	}
-	support, err := openScratch(ctx, s.folder(scratchFolder), s.BuildUID, s.log, hide...)
+	support, err := openScratch(ctx, s.folder(scratchFolder), s.BuildUID, s.SandboxMin, s.log, hide...)
 	if err != nil {
 		return nil, err
 	}
@@ -169,7 +170,7 @@ func (s *syncer) inspector(ctx context.Context) (*builder.Inspector, error) {
 func newInspector(trees *imagebuilder.Store, scratch string, support sandbox.Support, uid int, hide []string, log *slog.Logger) *builder.Inspector {
 	return builder.NewInspector(builder.Inspector{
 		Trees: trees, Scratch: scratch, Log: log,
-		Sandbox: imagebuilder.Confinement{Level: support.Level, Copy: support.View != "overlay", UID: uid, GID: uid, Hide: hide},
+		Sandbox: imagebuilder.Confinement{Mechanism: support.Mechanism, Copy: support.View != "overlay", UID: uid, GID: uid, Hide: hide},
 	})
 }
 

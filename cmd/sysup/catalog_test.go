@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -13,6 +16,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/attended-sysupgrade/sysup/scripts/instant"
+	"github.com/attended-sysupgrade/sysup/shared/aws/awstest"
 	"github.com/attended-sysupgrade/sysup/shared/client"
 )
 
@@ -54,12 +58,39 @@ func countCommand(ts *testscript.TestScript, neg bool, args []string) {
 // TestOldVersionOnDemand is the whole way of a version without profiles.json: a
 // client is put off once, and then has its image, signed.
 func TestOldVersionOnDemand(t *testing.T) {
-	up, url := instantUpstream(t, instant.Options{Versions: []string{"23.05.5", "24.10.0"}, Bare: []string{"23.05.5"}})
-	server := startServer(t, serveCmd{Upstream: url, UpstreamKey: []string{up.KeyFile}})
+	folder, held := t.TempDir(), make(chan struct{})
+	files := http.FileServer(http.Dir(folder))
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "imagebuilder") {
+			<-held
+		}
+		files.ServeHTTP(w, r)
+	}))
+	t.Cleanup(web.Close)
+	up, err := instant.Write(folder, instant.Options{Versions: []string{"23.05.5", "24.10.0"}, Bare: []string{"23.05.5"}, URL: web.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := startServer(t, serveCmd{Upstream: web.URL, UpstreamKey: []string{up.KeyFile}})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	remote := &client.Client{URL: server.url, Poll: 100 * time.Millisecond}
-	result, err := remote.Wait(ctx, client.Request{Version: "23.05.5", Target: "ath79/generic", Profile: "tplink_archer-c7-v2", Packages: []string{"nano"}}, nil)
+	request := client.Request{Version: "23.05.5", Target: "ath79/generic", Profile: "tplink_archer-c7-v2", Packages: []string{"nano"}}
+	for prepared := false; ; time.Sleep(100 * time.Millisecond) {
+		_, err := remote.Submit(ctx, request)
+		failed, ok := err.(*client.Error)
+		if err == nil && prepared {
+			break
+		}
+		if !ok || failed.Status != http.StatusServiceUnavailable || failed.RetryAfter == 0 {
+			t.Fatalf("before the ImageBuilder was there: %v", err)
+		}
+		if !prepared && strings.Contains(failed.Detail, "is being prepared") {
+			prepared = true
+			close(held)
+		}
+	}
+	result, err := remote.Wait(ctx, request, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,10 +117,6 @@ func TestOldVersionOnDemand(t *testing.T) {
 func TestDemoOldVersion(t *testing.T) {
 	d := startDemo(t)
 	flash := client.Request{Version: "19.07.90", Target: "demo/flash", Profile: "demo,router-a1", Packages: []string{"nano", "jq", "-firewall4"}}
-	_, err := (&client.Client{URL: d.url}).Submit(t.Context(), flash)
-	if failed, ok := err.(*client.Error); err != nil && (!ok || failed.Status != 503 || !strings.Contains(failed.Detail, "is being prepared")) {
-		t.Errorf("at first it is refused by %v", err)
-	}
 	result, dir := d.build(t, flash)
 	imageOf(t, result, "sysupgrade", "squashfs")
 	imageOf(t, result, "factory", "squashfs")
@@ -125,4 +152,52 @@ func TestDemoOldVersion(t *testing.T) {
 	if sentence := d.fails(t, flash, 422); !strings.Contains(sentence, "nano") {
 		t.Errorf("an unknown package is refused by %q", sentence)
 	}
+}
+
+// TestOldVersionOnPremises: a server without workers leaves a wish, a worker
+// fulfils it, and a third machine initialises the rest over the same stores
+// while both go on.
+func TestOldVersionOnPremises(t *testing.T) {
+	t.Parallel()
+	p, name := newPremises(t, instant.Options{Bare: []string{"24.10.0"}}), awstest.Name()
+	p.prepare(name)
+	server := p.serve("serve", "127.0.0.1:0", "127.0.0.1:0", 0)
+	remote := &client.Client{URL: "http://" + server.url, Poll: 100 * time.Millisecond}
+	_, err := remote.Submit(t.Context(), usual("nano"))
+	if failed, ok := err.(*client.Error); !ok || failed.Status != http.StatusServiceUnavailable || !strings.Contains(failed.Detail, "is being prepared") {
+		t.Fatalf("at first it is refused by %v", err)
+	}
+	worker := p.worker("one", server.certifier)
+	for begin := time.Now(); err != nil; time.Sleep(200 * time.Millisecond) {
+		if _, err = remote.Submit(t.Context(), usual("nano")); err != nil && time.Since(begin) > time.Minute {
+			t.Fatalf("after a minute: %v\n%s\n%s", err, server.log, worker.log)
+		}
+	}
+	if _, err := remote.Wait(t.Context(), usual("nano"), nil); err != nil {
+		t.Fatal(err)
+	}
+	said := p.run("catalog", "sync", "--data", p.path("third"))
+	if !strings.Contains(said, "24.10.0 ath79/generic: ready\n") || strings.Count(said, "\n") != 2 {
+		t.Errorf("sync says %q", said)
+	}
+	var archives []string
+	for info, err := range p.cloud(name).Objects().List(t.Context(), "imagebuilder/") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		archives = append(archives, filepath.Dir(info.Key))
+	}
+	if !slices.Equal(archives, []string{"imagebuilder/24.10.0/ath79/generic", "imagebuilder/24.10.0/x86/64"}) {
+		t.Errorf("archives in the bucket are %q", archives)
+	}
+	if trees, err := filepath.Glob(p.path("third/imagebuilder/*/tree")); err != nil || len(trees) != 1 {
+		t.Errorf("unpacked on the third machine are %q, not only the one that had to be asked (%v)", trees, err)
+	}
+	request := usual("nano")
+	request.Target, request.Profile = "ath79/generic", "8dev_carambola2"
+	if _, err := remote.Wait(t.Context(), request, nil); err != nil {
+		t.Errorf("what was initialised ahead: %v", err)
+	}
+	worker.stop()
+	server.stop()
 }

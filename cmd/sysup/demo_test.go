@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"net"
 	"net/http"
 	"os"
@@ -173,6 +174,29 @@ func TestDemo(t *testing.T) {
 			t.Errorf("the profile is %q", result.ID)
 		}
 	})
+	t.Run("from opkg to apk", func(t *testing.T) {
+		t.Parallel()
+		r := flash
+		r.Version, r.DiffPackages = "25.12.90", true
+		r.Packages = []string{"base-files", "libc", "kernel", "busybox", "dropbear", "fstools", "procd", "uci", "mtd", "netifd", "logd", "opkg", "less"}
+		result, dir := d.build(t, r)
+		if result.Manifest["apk-mbedtls"] == "" || result.Manifest["opkg"] != "" || result.Manifest["dnsmasq"] != "" {
+			t.Errorf("the manifest is %v", result.Manifest)
+		}
+		signed, err := os.ReadFile(filepath.Join(dir, "build.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var made build.Provenance
+		if err := json.Unmarshal(signed, &made); err != nil {
+			t.Fatal(err)
+		}
+		for _, list := range [][]build.Amendment{result.Changes, made.Plan.Changes} {
+			if !slices.ContainsFunc(list, func(c build.Amendment) bool { return c.From == "opkg" && c.To == "apk-mbedtls" }) {
+				t.Errorf("the changes are %v", list)
+			}
+		}
+	})
 	t.Run("file system that the target lacks", func(t *testing.T) {
 		t.Parallel()
 		r := flash
@@ -191,11 +215,11 @@ func TestDemo(t *testing.T) {
 		says     []string
 	}{
 		{"unknown package", x86, []string{"nanoo"}, 422, []string{"nanoo", "nano"}},
-		{"conflict, opkg", x86, []string{"conflict-a", "conflict-b"}, 500, []string{"conflict-a", "conflict-b", "exclude"}},
-		{"conflict, apk", with(x86, "25.12.90"), []string{"conflict-a", "conflict-b"}, 500, []string{"conflict-a", "conflict-b", "exclude"}},
-		{"clash", x86, []string{"dnsmasq-full"}, 500, []string{"dnsmasq-full", "dnsmasq"}},
-		{"missing dependency", x86, []string{"broken-dep"}, 500, []string{"broken-dep needs"}},
-		{"missing dependency, apk", with(x86, "25.12.90"), []string{"broken-dep"}, 500, []string{"broken-dep needs"}},
+		{"conflict, opkg", x86, []string{"conflict-a", "conflict-b"}, 500, []string{"conflict-a conflicts with conflict-b"}},
+		{"conflict, apk", with(x86, "25.12.90"), []string{"conflict-a", "conflict-b"}, 500, []string{"conflict-a conflicts with conflict-b"}},
+		{"clash", x86, []string{"dnsmasq-full"}, 500, []string{"dnsmasq-full conflicts with dnsmasq", "send -dnsmasq"}},
+		{"missing dependency", x86, []string{"broken-dep"}, 422, []string{"broken-dep needs"}},
+		{"missing dependency, apk", with(x86, "25.12.90"), []string{"broken-dep"}, 422, []string{"broken-dep needs"}},
 		{"too big", withFilesystem(x86, "ext4"), []string{"too-big"}, 500, []string{"too big"}},
 		{"too big for its partition, as only we notice", withRootfs(x86, 2), []string{"tcpdump"}, 500, []string{"does not fit", "its partition 2"}},
 		{"too big for flash", flash, []string{"too-big"}, 500, []string{"too big", "15859712"}},

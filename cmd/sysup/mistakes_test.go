@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -206,6 +207,7 @@ func TestMistakes(t *testing.T) {
 		m.refused("50,000 packages", fmt.Sprintf(goodBody, `,"packages":[`+names+`]`))
 		m.refused("a name of 200 KB", fmt.Sprintf(goodBody, `,"packages":["`+strings.Repeat("a", 200<<10)+`"]`))
 		m.refused("a name of 1 MB", fmt.Sprintf(goodBody, `,"packages":["`+strings.Repeat("a", 1<<20)+`"]`))
+		m.refused("10 MB of anything", fmt.Sprintf(goodBody, `,"x":"`+strings.Repeat("A", 10<<20)+`"`))
 		m.refused("10 MB of keys", fmt.Sprintf(goodBody, `,"repository_keys":["`+strings.Repeat("A", 10<<20)+`"]`))
 	})
 	mistake("+ in package names refused", func(t *testing.T) {
@@ -245,10 +247,13 @@ func TestMistakes(t *testing.T) {
 	mistake("result files never deleted", func(t *testing.T) { expires(t) })
 	mistake("no limits on a build", func(t *testing.T) {
 		limits := m.build(m.request("tmux")).Stdout
-		for _, name := range []string{"Max processes", "Max file size", "Max open files"} {
-			found := regexp.MustCompile(`limit: ` + name + `\s+(\S+)\s+(\S+)`).FindStringSubmatch(limits)
-			if found == nil || found[2] == "unlimited" {
-				t.Errorf("%s: %q", name, found)
+		for name, most := range map[string]int{"Max processes": 4096, "Max file size": 16 << 30, "Max open files": 4096} {
+			found := regexp.MustCompile(`limit: ` + name + `\s+\d+\s+(\d+) `).FindStringSubmatch(limits)
+			if found == nil {
+				t.Fatalf("a build may have any number of %s: %s", name, limits)
+			}
+			if n, err := strconv.Atoi(found[1]); err != nil || n > most {
+				t.Errorf("%s is %s, want at most %d", name, found[1], most)
 			}
 		}
 		endless, url := instantUpstream(t, instant.Options{Versions: []string{"24.10.0"}, Before: "while :; do :; done"})

@@ -48,6 +48,7 @@ type serveCmd struct {
 
 	storeFlags   `embed:""`
 	certifyFlags `embed:""`
+	sandboxFlags `embed:""`
 
 	// ready is told the address once the server answers; hook is for crash tests.
 	ready func(net.Addr)
@@ -135,7 +136,7 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) error {
 	}
 	group.Go(func() error { return s.listen(ctx, listener) })
 	log.Info("sysup serves", "address", "http://"+listener.Addr().String(), "upstream", c.Upstream, "store", cmp.Or(c.Table, s.Data),
-		"key", s.keys.sign.Public().Fingerprint, "workers", c.Workers, "sandbox", s.support.Level, "view", s.support.View)
+		"key", s.keys.sign.Public().Fingerprint, "workers", c.Workers, "sandbox", s.support.Level)
 	if c.ready != nil {
 		c.ready(listener.Addr())
 	}
@@ -189,7 +190,7 @@ func (s *server) openBuilder(ctx context.Context) (err error) {
 	if s.Workers == 0 {
 		return nil
 	}
-	if s.support, err = openScratch(ctx, s.folder(scratchFolder), s.BuildUID, s.log, s.hidden()...); err != nil {
+	if s.support, err = openScratch(ctx, s.folder(scratchFolder), s.BuildUID, s.SandboxMin, s.log, s.hidden()...); err != nil {
 		return err
 	}
 	s.trees, err = imagebuilder.OpenStore(s.folder(imagebuilderFolder), imagebuilder.Options{
@@ -271,7 +272,7 @@ func (s *server) hidden() (hide []string) {
 
 func (s *server) worker(name string, i int, keys *builder.Keys) *builder.Worker {
 	confinement := imagebuilder.Confinement{
-		Level: s.support.Level, Copy: s.support.View != "overlay", UID: s.BuildUID + i, GID: s.BuildUID + i, Hide: s.hidden(),
+		Mechanism: s.support.Mechanism, Copy: s.support.View != "overlay", UID: s.BuildUID + i, GID: s.BuildUID + i, Hide: s.hidden(),
 	}
 	return builder.New(name, builder.Config{
 		Records: s.records, Queue: s.queue, Objects: s.objects, Catalog: s.catalog, Trees: s.trees,

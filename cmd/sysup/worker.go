@@ -29,6 +29,7 @@ import (
 
 type workerCmd struct {
 	aws.Settings       `embed:""`
+	sandboxFlags       `embed:""`
 	CertifierTokenFile string        `help:"File with the token for a certifier with an http or https address." type:"existingfile" env:"SYSUP_CERTIFIER_TOKEN_FILE" placeholder:"FILE"`
 	Data               string        `help:"Folder for unpacked ImageBuilders and for jobs; of this process alone." default:"data" type:"path" env:"SYSUP_DATA"`
 	Upstream           string        `help:"Download server to build from." default:"https://downloads.openwrt.org" env:"SYSUP_UPSTREAM" placeholder:"URL"`
@@ -98,7 +99,7 @@ func (c *workerCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) er
 	for i := range c.Workers {
 		group.Go(func() error { return s.worker(fmt.Sprintf("%s-%d", name, i), i).Run(ctx) })
 	}
-	log.Info("sysup works", "name", name, "upstream", c.Upstream, "workers", c.Workers, "idle", c.Idle, "sandbox", s.support.Level, "view", s.support.View)
+	log.Info("sysup works", "name", name, "upstream", c.Upstream, "workers", c.Workers, "idle", c.Idle, "sandbox", s.support.Level)
 	err = group.Wait()
 	log.Info("sysup leaves")
 	return err
@@ -195,7 +196,7 @@ func (s *site) openFolders(ctx context.Context) (err error) {
 	if err := os.MkdirAll(s.folder(imagebuilderFolder), 0o700); err != nil {
 		return fmt.Errorf("make the data folder: %w", err)
 	}
-	if s.support, err = openScratch(ctx, s.folder(scratchFolder), s.BuildUID, s.log, s.hidden()...); err != nil {
+	if s.support, err = openScratch(ctx, s.folder(scratchFolder), s.BuildUID, s.SandboxMin, s.log, s.hidden()...); err != nil {
 		return err
 	}
 	s.trees, err = imagebuilder.OpenStore(s.folder(imagebuilderFolder), imagebuilder.Options{
@@ -233,22 +234,32 @@ func secretFiles(token string) (files []string) {
 
 func (s *site) folder(name string) string { return filepath.Join(s.Data, name) }
 
+// sandboxFlags are of every command that builds.
+type sandboxFlags struct {
+	SandboxMin sandbox.Level `help:"Do not start where builds would reach more than at this level: sealed, offline, namespaced, network-open or same-user." enum:",sealed,offline,namespaced,network-open,same-user" default:"" env:"SYSUP_SANDBOX_MIN" placeholder:"LEVEL"`
+}
+
 // openScratch removes what a killed process left of its jobs and finds out how
-// far jobs can be confined here, who are not to see what is hidden.
-func openScratch(ctx context.Context, scratch string, uid int, log *slog.Logger, hidden ...string) (sandbox.Support, error) {
+// far jobs can be confined here, who are not to see what is hidden. It is an
+// error if that is not as far as demanded.
+func openScratch(ctx context.Context, scratch string, uid int, least sandbox.Level, log *slog.Logger, hidden ...string) (sandbox.Support, error) {
 	if err := sandbox.RemoveAll(scratch); err != nil {
 		return sandbox.Support{}, err
 	}
 	if err := os.MkdirAll(scratch, 0o711); err != nil {
 		return sandbox.Support{}, err
 	}
-	support, err := sandbox.Probe(ctx, scratch, uid, uid, hidden...)
+	support, err := sandbox.Probe(ctx, scratch, sandbox.Spec{UID: uid, GID: uid, Hide: hidden})
 	if err != nil {
 		return support, fmt.Errorf("builds cannot be confined here: %w", err)
+	}
+	if err := support.Demand(least); err != nil {
+		return support, fmt.Errorf("--sandbox-min is not met: %w", err)
 	}
 	if support.Lacking != nil {
 		log.Warn("builds are confined less than they could be", "level", support.Level, "reason", support.Lacking)
 	}
+	log.Info("builds are confined", "level", support.Level, "mechanism", support.Mechanism, "view", support.View, "guards", support.Guards)
 	return support, nil
 }
 
@@ -272,7 +283,7 @@ func (s *site) worker(name string, i int) *builder.Worker {
 		Records: s.records, Queue: s.queue, Objects: s.objects, Catalog: s.catalog, Trees: s.trees, Keys: s.keys,
 		Scratch: s.folder(scratchFolder), TimeLimit: s.TimeLimit, Upstream: strings.TrimRight(s.Upstream, "/"),
 		Sandbox: imagebuilder.Confinement{
-			Level: s.support.Level, Copy: s.support.View != "overlay", UID: s.BuildUID + i, GID: s.BuildUID + i,
+			Mechanism: s.support.Mechanism, Copy: s.support.View != "overlay", UID: s.BuildUID + i, GID: s.BuildUID + i,
 			Hide: s.hidden(),
 		},
 		Lifetimes: build.DefaultLifetimes, Presence: s.presence, Ended: s.ended(), Defect: s.defect, Log: s.log,

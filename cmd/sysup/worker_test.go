@@ -567,7 +567,7 @@ func TestWorkerKeepsSecrets(t *testing.T) {
 		if !slices.Contains(secrets, file) {
 			t.Errorf("%s is not among %q", file, secrets)
 		}
-		spec := sandbox.Spec{Level: sandbox.LevelProcess, UID: c.BuildUID, GID: c.BuildUID, Tree: dir, Scratch: filepath.Join(dir, "scratch"), Hide: []string{file}}
+		spec := sandbox.Spec{Mechanism: sandbox.Plain, UID: c.BuildUID, GID: c.BuildUID, Tree: dir, Scratch: filepath.Join(dir, "scratch"), Hide: []string{file}}
 		if _, err := sandbox.Prepare(t.Context(), spec); err == nil || !strings.Contains(err.Error(), file) {
 			t.Errorf("a build could read %s: %v", file, err)
 		}

@@ -52,7 +52,7 @@ func open(ctx context.Context, c config, log *slog.Logger) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	catalogue, err := c.Catalog(objects, false, fleet, log)
+	catalogue, err := c.Catalog(objects, false, nil, log) // who was asked for a version wakes a builder for it, not each round
 	if err != nil {
 		return nil, err
 	}

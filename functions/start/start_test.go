@@ -1,9 +1,14 @@
 package start
 
 import (
+	"context"
+	"errors"
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/attended-sysupgrade/sysup/shared/build"
+	"github.com/attended-sysupgrade/sysup/shared/build/buildtest"
 )
 
 type common struct {
@@ -57,5 +62,27 @@ func TestWrongEnvironment(t *testing.T) {
 				t.Errorf("%s=%q: %v", name, value, err)
 			}
 		})
+	}
+}
+
+// TestWaker: what needs a builder starts one, and only one, and does without
+// where builders run all the time.
+func TestWaker(t *testing.T) {
+	if waker(nil) != nil {
+		t.Error("without a fleet somebody is woken")
+	}
+	started := 0
+	fleet := &build.Fleet{Records: buildtest.NewRecords(t), Max: 2, Start: func(context.Context, int) error { started++; return nil }}
+	for range 3 {
+		if err := waker(fleet)(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if started != 1 {
+		t.Errorf("%d builders were started", started)
+	}
+	fleet = &build.Fleet{Records: buildtest.NewRecords(t), Max: 2, Start: func(context.Context, int) error { return errors.New("no room") }}
+	if err := waker(fleet)(t.Context()); err == nil {
+		t.Error("a start that failed is not told")
 	}
 }

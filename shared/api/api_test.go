@@ -249,7 +249,7 @@ func (unreadable) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
 
 // addresses are all routes, with something for what varies.
 func addresses(h http.Handler) []string {
-	fill := strings.NewReplacer("{hash}", strings.Repeat("0", 64), "{path...}", "a/b/c", "{name}", "server.pub",
+	fill := strings.NewReplacer("{hash}", strings.Repeat("0", 64), "{path...}", "a/b/c", "{name}", "server.pub", "{file}", "index.json",
 		"{version}", "24.10.5", "{target}", "x86", "{subtarget}", "64")
 	list := []string{"/nowhere", "/api", "/api/v1", "/json", "/keys", "/api/files"}
 	for _, r := range h.(*server).routes() {

@@ -47,15 +47,20 @@ func TestEveryStageForEveryClient(t *testing.T) {
 		expect := func(state, want string) {
 			t.Helper()
 			poll := path + "/" + string(rig.only().ID)
-			for _, ask := range [][3]string{{"POST", path, stock}, {"GET", poll, ""}, {"HEAD", poll, ""}} {
-				a := heard(t, h, name, ask[0], ask[1], ask[2])
-				got := reads(a)
-				if a.Head && name == "owut" && want == apitest.Done {
-					want = "asks by GET"
+			post, get, head := heard(t, h, name, "POST", path, stock), heard(t, h, name, "GET", poll, ""), heard(t, h, name, "HEAD", poll, "")
+			for _, a := range []apitest.Answer{post, get} {
+				if got := reads(a); !strings.HasPrefix(got, want) {
+					t.Errorf("%s reads %q %s, want %q: %s", name, got, state, want, a.Body)
 				}
-				if (!a.Head || name == "owut") && !strings.HasPrefix(got, want) {
-					t.Errorf("%s reads %q at %s %s, want %q: %s", name, got, ask[0], state, want, a.Body)
-				}
+			}
+			if !maps.EqualFunc(get.Header, head.Header, slices.Equal) || get.Status != head.Status {
+				t.Errorf("%s: HEAD says %d %v, GET says %d %v", state, head.Status, head.Header, get.Status, get.Header)
+			}
+			if want == apitest.Done {
+				want = "asks by GET"
+			}
+			if got := reads(head); name == "owut" && !strings.HasPrefix(got, want) {
+				t.Errorf("owut reads %q in %v %s, want %q", got, head.Header, state, want)
 			}
 		}
 		call(h, "POST", path, stock)
@@ -187,4 +192,38 @@ func TestPackagesWithoutVersion(t *testing.T) {
 	if !slices.Equal(plan.Add, []string{"luci", "nano", "tcpdump"}) || len(plan.Pins) != 1 || plan.Pins[0].Name != "tcpdump" {
 		t.Errorf("the plan is %+v", plan)
 	}
+}
+
+// TestAddressesForAuc: auc writes addresses into 255 bytes. A server whose own
+// has up to 28 leaves enough for the longest names of images that there are, of
+// private results too; docs/clients.md says so.
+func TestAddressesForAuc(t *testing.T) {
+	server := "https://" + strings.Repeat("a", 20)
+	id := build.ID(strings.Repeat("a", 64))
+	for _, name := range []string{
+		"openwrt-24.10.5-" + string(id[:12]) + "-ath79-mikrotik-mikrotik_routerboard-wap-g-5hact2hnd-squashfs-sysupgrade.bin",
+		"openwrt-23.05.6-" + string(id[:12]) + "-mvebu-cortexa53-globalscale_espressobin-v7-emmc-squashfs-sysupgrade.img.gz",
+		"openwrt-24.10-snapshot-r29233-443ec4032a-" + string(id[:12]) + "-mediatek-filogic-bananapi_bpi-r4-poe-squashfs-sysupgrade.itb",
+	} {
+		address := server + "/" + build.Prefix(id, build.NewAttempt(), true) + name
+		if len(address) > 255 {
+			t.Errorf("%d bytes: %s", len(address), address)
+		}
+	}
+}
+
+// FuzzBareKey: a key is the same text whatever people paste along with it, and
+// what is left of it once is left of it always.
+func FuzzBareKey(f *testing.F) {
+	for _, seed := range []string{"RWQ=", "untrusted comment: x\nRWQ=\n", "-----BEGIN PUBLIC KEY-----\r\nAA\r\n-----END PUBLIC KEY-----", "#\n\n", "", "a\nb"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, key string) {
+		bare := bareKey(key)
+		for _, other := range []string{bare, "untrusted comment: ours\r\n" + key, strings.ReplaceAll(key, "\n", "\r\n"), "\n" + key + "\n\n", key + "\n# end"} {
+			if got := bareKey(other); got != bare {
+				t.Errorf("%q is left of %q, but %q of %q", bare, key, got, other)
+			}
+		}
+	})
 }

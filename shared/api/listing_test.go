@@ -355,7 +355,7 @@ func TestPublishParts(t *testing.T) {
 		}
 		s.objects.opens, s.objects.puts = 0, 0
 		s.publish()
-		if s.objects.puts != 0 || s.objects.opens != 4 { // overview, latest, branches, what is published
+		if s.objects.puts != 0 || s.objects.opens != 5 { // overview, latest twice, branches, what is published
 			t.Errorf("nothing new makes %d writes and %d reads", s.objects.puts, s.objects.opens)
 		}
 	})
@@ -435,7 +435,7 @@ func TestPublishStopped(t *testing.T) {
 	stopped := 0
 	for ; ; stopped++ {
 		ctx, cancel := context.WithCancel(t.Context())
-		s.objects.left, s.objects.stop = 5, cancel
+		s.objects.left, s.objects.stop = 6, cancel
 		s.config.Objects = s.objects
 		err := Publish(ctx, s.config)
 		cancelled := ctx.Err() != nil
@@ -450,7 +450,7 @@ func TestPublishStopped(t *testing.T) {
 			t.Errorf("it is only known of %s that they are published", text)
 		}
 		if stopped == 10 {
-			t.Fatalf("ten rounds of five writes do not store %v", s.stored())
+			t.Fatalf("ten rounds of six writes do not store %v", s.stored())
 		}
 	}
 	if got := s.stored(); stopped == 0 || len(got) != 9 {

@@ -40,6 +40,7 @@ func Publish(ctx context.Context, c Config) error {
 		s.publish(ctx, staticPrefix+"overview.json", o.overview),
 		s.publish(ctx, staticPrefix+"latest.json", o.latest),
 		s.publish(ctx, staticPrefix+"branches.json", o.branches),
+		s.publish(ctx, "json/latest.json", o.latest), // for LuCI of 2021
 		s.publishParts(ctx),
 	)
 }

@@ -21,7 +21,7 @@ func TestPublish(t *testing.T) {
 		if err := Publish(t.Context(), rig.config); err != nil {
 			t.Fatal(err)
 		}
-		for _, path := range []string{"json/v1/overview.json", "json/v1/latest.json", "json/v1/branches.json"} {
+		for _, path := range []string{"json/v1/overview.json", "json/v1/latest.json", "json/v1/branches.json", "json/latest.json"} {
 			w := httptest.NewRecorder()
 			New(rig.config).ServeHTTP(w, httptest.NewRequest("GET", "/"+path, nil))
 			object, _, err := rig.objects.Open(t.Context(), path)
@@ -47,8 +47,8 @@ func TestPublishNothingNew(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if counting.puts != 3 {
-		t.Errorf("three rounds over one catalogue make %d writes, want 3", counting.puts)
+	if counting.puts != 4 {
+		t.Errorf("three rounds over one catalogue make %d writes, want 4", counting.puts)
 	}
 }
 

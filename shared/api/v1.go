@@ -19,6 +19,8 @@ import (
 var v1 = &dialect{
 	refusals: map[build.Code]int{
 		build.CodeUnknownPackage: http.StatusUnprocessableEntity,
+		build.CodeConflict:       http.StatusInternalServerError, // as if it was built: auc reads no sentence with 400
+		build.CodeVersions:       http.StatusInternalServerError,
 		build.CodeOverloaded:     http.StatusServiceUnavailable,
 		build.CodeUnavailable:    http.StatusServiceUnavailable,
 		build.CodeNotFound:       http.StatusNotFound,

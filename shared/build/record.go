@@ -74,6 +74,9 @@ type Result struct {
 	Stderr    string            `json:"stderr,omitempty"`
 	// Timings are milliseconds per step; "make" is what make itself took.
 	Timings map[string]int64 `json:"timings,omitempty"`
+	// Path is how the images were made: "plain" by make image, "fast" by its parts,
+	// with what earlier builds prepared. The bytes are the same.
+	Path string `json:"path,omitempty"`
 }
 
 // Image is one file of a result. SHA256 is that of the bytes served,

@@ -11,11 +11,14 @@ import (
 	"os"
 	"os/exec"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/attended-sysupgrade/sysup/shared/build"
 	"github.com/attended-sysupgrade/sysup/shared/catalog/catalogtest"
 	"github.com/attended-sysupgrade/sysup/shared/dir"
 	"github.com/attended-sysupgrade/sysup/shared/usign"
@@ -228,19 +231,81 @@ func BenchmarkDeviceOfFollower(b *testing.B) {
 	}
 }
 
-func BenchmarkCheckPackages(b *testing.B) {
-	w := fetched(b, big(b, 1, bigPackages))
-	d := w.device(b, "24.10.5", "board0/generic", "vendor,device-7", "")
-	names := make([]string, 100)
-	for i := range names {
-		names[i] = catalogtest.PackageName(i * 83)
+// BenchmarkResolve is the validation of a request for 20 packages beside the
+// default ones: all that an image would hold is found and held together.
+func BenchmarkResolve(b *testing.B) {
+	for _, version := range []string{"24.10.5", "25.12.0"} {
+		u, err := catalogtest.BigBranches(1, bigPackages, version)
+		if err != nil {
+			b.Fatal(err)
+		}
+		d := fetched(b, u).device(b, version, "board0/generic", "vendor,device-7", "")
+		var plan build.Plan
+		for i := range 20 {
+			plan.Add = append(plan.Add, catalogtest.PackageName(i*419))
+		}
+		b.Run(version, func(b *testing.B) {
+			var took []time.Duration
+			for b.Loop() {
+				begin := time.Now()
+				s, err := d.Resolve(&plan)
+				if err != nil || !s.Sure || len(s.Packages) < 100 {
+					b.Fatalf("%d packages, sure %v, %v", len(s.Packages), s.Sure, err)
+				}
+				took = append(took, time.Since(begin))
+			}
+			slices.Sort(took)
+			b.ReportMetric(float64(took[len(took)/2].Microseconds()), "µs-median")
+			b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "µs-p99")
+		})
 	}
+}
+
+// BenchmarkCompile has a leader store all of four branches, from an upstream on
+// the same machine.
+func BenchmarkCompile(b *testing.B) {
+	versions := []string{"25.12.0", "24.10.5", "23.05.6", "22.03.7"}
+	u, err := catalogtest.BigBranches(bigTargets, bigPackages, versions...)
+	if err != nil {
+		b.Fatal(err)
+	}
+	before := cpuTime(b)
 	for b.Loop() {
-		if err := d.CheckPackages(names); err != nil {
+		objects, err := dir.Open(b.TempDir())
+		if err != nil {
+			b.Fatal(err)
+		}
+		c, err := New(Options{Upstream: "https://upstream.test", Client: u.Client(), Keys: u.Keys(), APKKeys: u.APKKeys(), Objects: objects})
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := c.Refresh(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		for _, version := range versions {
+			for i := range bigTargets {
+				if _, err := c.Device(b.Context(), version, fmt.Sprintf("board%d/generic", i), "vendor_device-7", ""); err != nil {
+					b.Fatal(err)
+				}
+			}
+		}
+		if err := errors.Join(c.Close(), objects.Close()); err != nil {
 			b.Fatal(err)
 		}
 	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(names)), "ns/name")
+	b.ReportMetric((cpuTime(b)-before).Seconds()/float64(b.N), "cpu-s")
+	b.ReportMetric(float64(len(versions)*bigTargets*bigPackages*b.N)/b.Elapsed().Seconds(), "packages/s")
+}
+
+// cpuTime is what this process has used of all cores: other work on the machine
+// does not count.
+func cpuTime(b *testing.B) time.Duration {
+	b.Helper()
+	var used syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
 }
 
 func BenchmarkUnknownPackage(b *testing.B) {

@@ -103,7 +103,10 @@ func (b *bundle) pack() ([]byte, error) {
 		return nil, fmt.Errorf("%d bytes are more than the %d that one unit of the catalogue may have", total, maxUnpacked)
 	}
 	var out bytes.Buffer
-	z := gzip.NewWriter(&out)
+	z, err := gzip.NewWriterLevel(&out, gzip.BestSpeed) // the rest would be most of the time of a round
+	if err != nil {
+		return nil, err
+	}
 	z.Write(append(line, '\n')) // into memory
 	for _, entry := range head.Files {
 		z.Write([]byte(b.files[entry.Name].text))

@@ -43,7 +43,7 @@ func NewDevice(facts build.Facts, packages ...string) *Device {
 	for _, name := range packages {
 		list = append(list, feed.Package{Name: name, Version: "1"})
 	}
-	return &Device{Facts: facts, target: &target{own: newIndex(string(distill(headKnown, list)))}, feeds: &index{}}
+	return &Device{Facts: facts, target: &target{own: newIndex(string(distill(headOpkg, list)))}, feeds: &index{}}
 }
 
 // Device returns the device that a request means. The profile is an id, an
@@ -165,7 +165,7 @@ func (c *Catalog) ImageBuilder(ctx context.Context, version, name string) (Archi
 
 // find returns the profile that a name means, else the one with that title.
 func (t *target) find(name, model string) (*profile, error) {
-	if len(t.Profiles) == 1 && (name == "" || t.Profiles[0].ID == "generic") {
+	if len(t.Profiles) == 1 && (name == "" || strings.EqualFold(t.Profiles[0].ID, "generic")) {
 		return &t.Profiles[0], nil
 	}
 	matches := t.byName[bare(name)]

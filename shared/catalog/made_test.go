@@ -366,3 +366,11 @@ func TestPrepare(t *testing.T) {
 		refused(t, err, build.CodeUnavailable, "It is broken.")
 	})
 }
+
+// TestOldGeneric: up to 19.07 the profile of all PCs was called Generic.
+func TestOldGeneric(t *testing.T) {
+	pcs := &target{Profiles: []profile{{ID: "Generic"}}}
+	if p, err := pcs.find("pcengines,apu2", "PC Engines apu2"); err != nil || p.ID != "Generic" {
+		t.Errorf("a PC is %v, %v", p, err)
+	}
+}

@@ -65,10 +65,9 @@ func (t *Table) Notes(version, revision, target, profile string) []Change {
 
 // recent tells whether at most two branches began after that of the row.
 func (t *Table) recent(at place, s since) bool {
-	begin, _ := newPlace(s.Since, "")
 	later := 0
 	for name := range t.branches {
-		if branch, _ := newPlace(name, ""); begin.before(branch) && !at.before(branch) {
+		if branch, _ := newPlace(name, ""); s.begin.before(branch) && !at.before(branch) {
 			later++
 		}
 	}

@@ -28,6 +28,8 @@ type file struct {
 type since struct {
 	Since    string `json:"since"`
 	Revision int    `json:"revision,omitempty"` // 0 = when the branch began; of SNAPSHOT, not known
+
+	begin place // of Since
 }
 
 // scope narrows a row to some devices; empty lists admit all.
@@ -137,11 +139,10 @@ func (p place) before(other place) bool {
 
 // reached tells whether what holds since then holds there.
 func (t *Table) reached(at place, s since) bool {
-	begin, _ := newPlace(s.Since, "")
 	if at.main {
 		return at.revision == 0 || at.revision >= t.revision(s)
 	}
-	return !at.before(begin)
+	return !at.before(s.begin)
 }
 
 // revision is that of the main branch from which on a row holds, 0 if that is
@@ -155,12 +156,10 @@ func (t *Table) revision(s since) int {
 
 // compareAge orders rows, oldest first.
 func (t *Table) compareAge(a, b since) int {
-	x, _ := newPlace(a.Since, "")
-	y, _ := newPlace(b.Since, "")
 	switch {
-	case x.before(y):
+	case a.begin.before(b.begin):
 		return -1
-	case y.before(x):
+	case b.begin.before(a.begin):
 		return 1
 	}
 	return t.revision(a) - t.revision(b)
@@ -185,18 +184,36 @@ func (t *Table) BranchOff(branch string) int { return t.branches[branch] }
 // Parse reads a table and holds it against its rules. An unknown key is an
 // error, as is a row without a reason, or names that lead in a circle.
 func Parse(b []byte) (*Table, error) {
+	t, err := read(b)
+	if err != nil {
+		return nil, fmt.Errorf("read the table of changes: %w", err)
+	}
+	if err := t.check(); err != nil {
+		return nil, fmt.Errorf("table of changes: %w", err)
+	}
+	return t, nil
+}
+
+// read takes the rows as they are.
+func read(b []byte) (*Table, error) {
 	var f file
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&f); err != nil {
-		return nil, fmt.Errorf("read the table of changes: %w", err)
+		return nil, err
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("read the table of changes: something follows its end")
+		return nil, errors.New("something follows its end")
 	}
 	t := &Table{branches: f.Branches, packages: f.Packages, defaults: f.Defaults, devices: f.Devices, byName: map[string][]*packageRow{}}
-	if err := t.check(); err != nil {
-		return nil, fmt.Errorf("table of changes: %w", err)
+	for i := range t.packages {
+		t.packages[i].place()
+	}
+	for i := range t.defaults {
+		t.defaults[i].place()
+	}
+	for i := range t.devices {
+		t.devices[i].place()
 	}
 	slices.SortStableFunc(t.packages, func(a, b packageRow) int { return t.compareAge(a.since, b.since) })
 	for i := range t.packages {
@@ -204,6 +221,8 @@ func Parse(b []byte) (*Table, error) {
 	}
 	return t, nil
 }
+
+func (s *since) place() { s.begin, _ = newPlace(s.Since, "") }
 
 // index lets a row be found by its name, newest first.
 func (t *Table) index(row *packageRow) {

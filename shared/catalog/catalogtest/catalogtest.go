@@ -146,7 +146,10 @@ type Profile struct {
 
 // Package is one of a feed. Name is without the ABI version. The lists are
 // spelled as opkg does; with none, a package needs libc.
-type Package struct{ Name, ABI, Version, Provides, Depends, Conflicts string }
+type Package struct {
+	Name, ABI, Version, Provides, Depends, Conflicts string
+	Size                                             int // installed, in bytes; 10 KiB if zero
+}
 
 const kernel = "6.6.1-1-0123456789abcdef"
 
@@ -254,7 +257,7 @@ func (p Package) stanza(b *bytes.Buffer) {
 	if p.ABI != "" {
 		fmt.Fprintf(b, "ABIVersion: %s\n", p.ABI)
 	}
-	fmt.Fprintf(b, "License: GPL-2.0\nSection: utils\nCPE-ID: cpe:/a:example:%s\nArchitecture: any\nInstalled-Size: 10240\n", p.Name)
+	fmt.Fprintf(b, "License: GPL-2.0\nSection: utils\nCPE-ID: cpe:/a:example:%s\nArchitecture: any\nInstalled-Size: %d\n", p.Name, cmp.Or(p.Size, 10240))
 	fmt.Fprintf(b, "Filename: %s_%s_any.ipk\nSize: 4096\nSHA256sum: %x\n", p.Name, p.Version, sha256.Sum256([]byte(p.Name)))
 	fmt.Fprintf(b, "Description:  The package %s does what\n  its name says, in as many words as\n  the descriptions of packages have.\n\n", p.Name)
 }

@@ -56,13 +56,26 @@ func (u *Upstream) Release(version, revision string) {
 
 // Big returns an upstream with one release, 24.10.5, of a real branch's size:
 // so many targets, each with an architecture of its own and 30 profiles, and
-// so many packages for each.
-func Big(targets, packages int) (*Upstream, error) {
+// so many packages for each, which need each other as real ones do: 40 default
+// packages and 20 others make an image of about 200.
+func Big(targets, packages int) (*Upstream, error) { return BigBranches(targets, packages, "24.10.5") }
+
+// BigBranches is Big with several releases, newest first. Those from 25.12 on
+// are made for apk.
+func BigBranches(targets, packages int, versions ...string) (*Upstream, error) {
 	u, err := New()
 	if err != nil {
 		return nil, err
 	}
-	u.Versions("24.10.5", "", "")
+	u.Versions(versions[0], "", "", versions...)
+	for _, version := range versions {
+		u.big(version, targets, packages)
+	}
+	return u, nil
+}
+
+func (u *Upstream) big(version string, targets, packages int) {
+	apk := version >= "25.12"
 	defaults := make([]string, 40)
 	for i := range defaults {
 		defaults[i] = PackageName(i)
@@ -77,36 +90,55 @@ func Big(targets, packages int) (*Upstream, error) {
 	}
 	var kmods, base []Package
 	for i := range 600 {
-		kmods = append(kmods, Package{Name: fmt.Sprintf("kmod-module-%d", i), Version: "6.6.1-r1"})
+		kmods = append(kmods, Package{Name: kmodName(i), Version: "6.6.1-r1", Depends: fmt.Sprintf("kernel (= 6.6.1~0-r1), %s", kmodName(i/4))})
 	}
 	for i := range packages - len(kmods) {
-		base = append(base, Package{Name: PackageName(i), Version: fmt.Sprintf("2024.%d-r1", i)})
+		p := Package{Name: PackageName(i), ABI: abiOf(i), Version: fmt.Sprintf("2024.%d-r1", i)}
+		p.Depends = fmt.Sprintf("libc, %s%s, %s%s", PackageName(i/3), abiOf(i/3), PackageName(i/7), abiOf(i/7))
+		if i%20 == 0 {
+			p.Depends += ", " + kmodName(i%600)
+		}
+		if i%50 == 0 {
+			p.Provides = fmt.Sprintf("virtual-%d", i/100)
+		}
+		base = append(base, p)
 	}
 	for i := range targets {
 		t := Target{
 			Name: fmt.Sprintf("board%d/generic", i), Arch: fmt.Sprintf("arch_%d", i), Revision: "r29233-443ec4032a",
-			Defaults: defaults, Profiles: profiles, Packages: []Package{{Name: "base-files", Version: "1"}},
+			Defaults: defaults, Profiles: profiles, Packages: []Package{{Name: "base-files", Version: "1"}}, APK: apk,
 		}
-		u.Target("24.10.5", t)
-		u.share(i, Folder("24.10.5")+"/targets/board%d/generic/kmods/"+kernel, kmods)
-		u.share(i, Folder("24.10.5")+"/packages/arch_%d/base", base)
-		u.Put(Folder("24.10.5")+"/packages/"+t.Arch+"/feeds.conf", nil)
+		u.Target(version, t)
+		u.share(i, Folder(version)+"/targets/board%d/generic/kmods/"+kernel, apk, kmods)
+		u.share(i, Folder(version)+"/packages/arch_%d/base", apk, base)
+		u.Put(Folder(version)+"/packages/"+t.Arch+"/feeds.conf", nil)
 	}
-	return u, nil
+}
+
+func kmodName(i int) string { return fmt.Sprintf("kmod-module-%d", i) }
+
+// abiOf is the ABI version of some of Big's libraries.
+func abiOf(i int) string {
+	if i%30 == 1 {
+		return "-20240101"
+	}
+	return ""
 }
 
 // share puts the same feed for the i-th of many, which costs nothing after
 // the first.
-func (u *Upstream) share(i int, dir string, packages []Package) {
+func (u *Upstream) share(i int, dir string, apk bool, packages []Package) {
 	first := fmt.Sprintf(dir, 0)
 	if i == 0 {
-		u.feed(first, false, packages)
+		u.feed(first, apk, packages)
 		return
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	for _, name := range []string{"Packages", "Packages.sig", "Packages.gz"} {
-		u.files[fmt.Sprintf(dir, i)+"/"+name] = u.files[first+"/"+name]
+	for _, name := range []string{"Packages", "Packages.sig", "Packages.gz", "packages.adb", "index.json"} {
+		if f, ok := u.files[first+"/"+name]; ok {
+			u.files[fmt.Sprintf(dir, i)+"/"+name] = f
+		}
 	}
 }
 
