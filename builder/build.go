@@ -114,7 +114,7 @@ func (j *job) make(ctx context.Context) error {
 	err = j.step(build.StepView, func() (err error) {
 		view, err = imagebuilder.Prepare(ctx, tree, &j.rec.Plan, imagebuilder.Setting{
 			Folder: j.folder, ExtraName: j.extraName(), Confinement: j.Sandbox, TimeLimit: j.TimeLimit, Upstream: j.Upstream,
-			Release: j.device.Release(), Fast: j.trust == imagebuilder.TrustOn, Sure: j.sure(),
+			Release: j.release(), Unlisted: j.device.Made(), Fast: j.trust == imagebuilder.TrustOn, Sure: j.sure(),
 		})
 		return err
 	})
@@ -235,7 +235,7 @@ func (j *job) checkPins(manifest map[string]string) error {
 	if len(wrong.Pins) == 0 {
 		return nil
 	}
-	return build.Fail(build.KindPackageVersions, "%s", wrong.Sentence(j.device.Release()))
+	return build.Fail(build.KindPackageVersions, "%s", wrong.Sentence(j.release()))
 }
 
 func listed(texts []string, most int) string {

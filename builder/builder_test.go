@@ -66,6 +66,7 @@ type site struct {
 	log     *logBuffer
 	counts  *counts
 	defects *atomic.Int64 // told to workers
+	change  func(*builder.Config)
 	setting setting
 }
 
@@ -314,7 +315,7 @@ func (s *site) worker() *builder.Worker {
 	if s.setting.publishedKey {
 		serverKeys = nil
 	}
-	return builder.New(fmt.Sprint("worker-", uid), builder.Config{
+	config := builder.Config{
 		Records: s.records, Queue: s.queue, Objects: s.objects, Catalog: s.catalog, Trees: s.trees,
 		Keys: s.keys, ServerKeys: serverKeys,
 		Scratch: s.setting.scratch, TimeLimit: s.setting.timeLimit, Lifetimes: build.DefaultLifetimes,
@@ -323,7 +324,11 @@ func (s *site) worker() *builder.Worker {
 			Hide: s.setting.hide, DenyNetwork: s.setting.denyNetwork,
 		},
 		Log: s.logger(), Hook: s.hook, Defect: func() { s.defects.Add(1) },
-	})
+	}
+	if s.change != nil {
+		s.change(&config)
+	}
+	return builder.New(fmt.Sprint("worker-", uid), config)
 }
 
 // hook counts the steps that were begun, then asks the test's own hook.

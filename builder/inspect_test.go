@@ -74,6 +74,17 @@ func TestOldVersion(t *testing.T) {
 	s.clean()
 }
 
+// TestUnlistedTarget is one of a release of today, whose tree can write a
+// profiles.json, and writes none for this target.
+func TestUnlistedTarget(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, setting{upstream: instant.Options{Versions: []string{"24.10.0"}, Bare: []string{"24.10.0"}, Listing: true, After: `rm "$BIN_DIR/profiles.json"`}})
+	result := s.done(s.build(request("nano")))
+	if len(result.Images) != 6 || result.Profile.VersionCode != "r28427-6df0e3d02a" || result.Profile.ArchPackages != "x86_64" {
+		t.Errorf("the images are %+v, the profile %+v", result.Images, result.Profile)
+	}
+}
+
 // TestInspect: many that ask at once share one fetch, and nothing is left
 // behind.
 func TestInspect(t *testing.T) {

@@ -18,6 +18,16 @@ func (j *job) resolved() (resolve.Solution, error) {
 	return j.device.Resolve(&j.rec.Plan)
 }
 
+// release is what sentences call the version: a client's own feeds may be all
+// that there was to choose from.
+func (j *job) release() resolve.Release {
+	r := j.device.Release()
+	if len(j.rec.Plan.Repositories) > 0 {
+		r.Name += " with the feeds of this request"
+	}
+	return r
+}
+
 // selection tells whether a failure is about which packages are installed.
 func selection(kind build.Kind) bool {
 	switch kind {

@@ -74,7 +74,7 @@ func (v *View) runFast(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	parallel := fmt.Sprintf("NO_TRACE_MAKE=make -j%d V=s", runtime.GOMAXPROCS(0))
+	parallel := fmt.Sprintf("NO_TRACE_MAKE=make -j%d V=s", runtime.GOMAXPROCS(0)+1) // one of them waits for the disk
 	call := append([]string{"sh", "-c", makeScript, "sh", base, told.root, parallel}, v.variables(v.packages())...)
 	if err := v.box.Run(ctx, sandbox.Command{Args: call, Env: v.environment(), Stdout: stdout, Stderr: stderr}); err != nil {
 		return v.orPlain(err)

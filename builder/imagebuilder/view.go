@@ -41,6 +41,9 @@ type Setting struct {
 	// feeds, so that packages come from where the ImageBuilder came from.
 	Upstream string
 	Release  resolve.Release // for the words of a failure
+	// Unlisted says that the upstream has no profiles.json for the target: there
+	// are some in releases of today whose trees write none, though they could.
+	Unlisted bool
 	// Fast allows the fast path, and what was prepared for it on any: for trees
 	// whose Trust is On, and for finding out whether it can be.
 	Fast bool
@@ -80,6 +83,9 @@ func Prepare(ctx context.Context, tree *Tree, plan *build.Plan, setting Setting)
 	offered, err := inspect(tree.Path)
 	if err != nil {
 		return nil, err
+	}
+	if setting.Unlisted {
+		offered.overviews, offered.callImage, offered.chain = false, false, false
 	}
 	layer := ""
 	if setting.Fast {

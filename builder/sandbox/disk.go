@@ -13,12 +13,12 @@ import (
 )
 
 // Disk quotas need rights or file systems that few machines have, and a disk of memory has no room for images. So the
-// server watches: ten times a second it asks how full the disks are, which costs nothing, and only when one has lost
-// as much as the job may write does it count what the job's folders hold. What is written but has no name any more is
-// in the first figure alone: a job is stopped as well when a disk to which it, or who else, has written much is all but
-// full.
+// server watches: ten times a second it asks how full the disks are, which costs nothing, and when one has lost much, or
+// some time has passed, it counts what the job's folders hold. What is written but has no name any more is in the first
+// figure alone: a job is stopped as well when a disk to which it, or who else, has written much is all but full.
 const (
-	diskInterval = 100 * time.Millisecond
+	diskInterval  = 100 * time.Millisecond
+	countInterval = 2 * time.Second
 	// What has to be gone since the command began before a disk that is all but full is held against it.
 	suspectBytes, suspectEntries = 64 << 20, 20_000
 	// What is to be left of a disk: a part of it, but of a large one not more than so much.
@@ -59,25 +59,33 @@ func (j *Job) watchDisk(ctx context.Context, stop context.CancelCauseFunc) (end 
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for pause := diskInterval; ; {
+		tick := time.NewTicker(diskInterval)
+		defer tick.Stop()
+		for due := time.Now().Add(countInterval); ; {
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(pause):
+			case <-tick.C:
 			}
-			begin := time.Now()
-			if err := j.checkDisk(before); err != nil {
+			suspect, err := j.compareDisks(before)
+			if begin := time.Now(); err == nil && (suspect || begin.After(due)) {
+				err = j.countDisk()
+				took := time.Since(begin) // counting is not to become the work
+				due = time.Now().Add(max(countInterval, 50*took))
+				tick.Reset(max(diskInterval, 20*took))
+			}
+			if err != nil {
 				stop(err)
 				return
 			}
-			pause = max(diskInterval, 20*time.Since(begin)) // counting is not to become the work
 		}
 	}()
 	return func() { stop(nil); <-done }
 }
 
-func (j *Job) checkDisk(before map[string]disk) error {
-	limits, suspect := j.spec.Limits, false
+// compareDisks tells whether a disk has lost as much as would be too much for this job.
+func (j *Job) compareDisks(before map[string]disk) (suspect bool, err error) {
+	limits := j.spec.Limits
 	for folder, first := range before {
 		now, ok := diskOf(folder)
 		if !ok {
@@ -86,16 +94,17 @@ func (j *Job) checkDisk(before map[string]disk) error {
 		bytes, entries := first.bytes-now.bytes, first.entries-now.entries
 		if bytes > suspectBytes && now.bytes < min(now.allBytes/reservePart, reserveBytes) ||
 			entries > suspectEntries && now.entries < now.allEntries/reservePart {
-			return ErrDiskLow
+			return true, ErrDiskLow
 		}
 		suspect = suspect || bytes > limits.Disk/2 || entries > limits.Entries/2
 	}
-	if !suspect {
-		return nil
-	}
-	c := count{limits: limits, seen: map[inode]bool{}}
+	return suspect, nil
+}
+
+func (j *Job) countDisk() error {
+	c := count{limits: j.spec.Limits, seen: map[inode]bool{}}
 	for _, folder := range j.written() {
-		if errors.Is(c.folder(folder, 0), errTooMuch) {
+		if err := c.folder(folder, 0); err != nil {
 			return ErrDisk
 		}
 	}

@@ -50,11 +50,17 @@ func first() int {
 	signal.Notify(make(chan os.Signal, 1))
 	var o order
 	var r report
-	if err := gob.NewDecoder(os.Stdin).Decode(&o); err != nil {
+	lifeline := gob.NewDecoder(os.Stdin)
+	if err := lifeline.Decode(&o); err != nil {
 		return 1 // the server died
 	}
-	go o.endWithServer()
-	r.run(o)
+	if r.prepare(o) {
+		if err := lifeline.Decode(&r.Code); err != nil { // whatever comes, it says that all is ready
+			return 1
+		}
+		go o.endWithServer()
+		r.run(o)
+	}
 	_ = gob.NewEncoder(os.NewFile(answerFile, "answer")).Encode(r)
 	return 0
 }
@@ -71,20 +77,26 @@ func (o order) endWithServer() {
 	}
 }
 
-func (r *report) run(o order) {
-	if o.Spec.Mechanism.namespaced() {
-		if err := o.overlay(); err != nil {
-			r.NoOverlay = err.Error()
-			return
-		}
-		if err := errors.Join(o.network(), o.mounts()); err != nil {
+// prepare does all that can be done while the server puts this process into its control group, which takes the kernel
+// 10 ms. It tells whether it went well.
+func (r *report) prepare(o order) bool {
+	if !o.Spec.Mechanism.namespaced() {
+		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 			r.Failure = err.Error()
-			return
 		}
-	} else if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		r.Failure = err.Error()
-		return
+		return r.Failure == ""
 	}
+	if err := o.overlay(); err != nil {
+		r.NoOverlay = err.Error()
+		return false
+	}
+	if err := errors.Join(o.network(), o.mounts()); err != nil {
+		r.Failure = err.Error()
+	}
+	return r.Failure == ""
+}
+
+func (r *report) run(o order) {
 	pid, err := o.start(r)
 	if err != nil {
 		r.Failure = err.Error()

@@ -62,24 +62,32 @@ func (m Mechanism) Level(denyNetwork bool) Level {
 	return LevelNetworkOpen
 }
 
+// Rank is 4 for the best level and 0 for the weakest, -1 for what is none.
+func (l Level) Rank() int {
+	at := slices.Index(Levels, l)
+	if at < 0 {
+		return -1
+	}
+	return len(Levels) - 1 - at
+}
+
 // Demand is an error that says what is missing if builds reach more here than they do at the level least; "" demands
 // nothing.
 func (s Support) Demand(least Level) error {
-	have, want := slices.Index(Levels, s.Level), slices.Index(Levels, least)
-	if least == "" || want >= have && have >= 0 {
+	if least == "" || least.Rank() >= 0 && s.Level.Rank() >= least.Rank() {
 		return nil
 	}
-	if want < 0 {
+	if least.Rank() < 0 {
 		return fmt.Errorf("the level %q is none of %q", least, Levels)
 	}
 	var missing []error
-	if s.NetworkOpen && want <= slices.Index(Levels, LevelOffline) {
+	if s.NetworkOpen && least.Rank() >= LevelOffline.Rank() {
 		missing = append(missing, errors.New("the network is open to builds, since they fetch their packages themselves"))
 	}
 	if s.Lacking != nil {
 		missing = append(missing, s.Lacking)
 	}
-	if s.Level == LevelSameUser && want >= slices.Index(Levels, LevelOffline) {
+	if s.Level == LevelSameUser {
 		missing = append(missing, fmt.Errorf("builds run as the server's own user %d: start it as root, which gives them another one", os.Geteuid()))
 	}
 	return fmt.Errorf("builds would be confined at the level %s, where at least %s is demanded: %w", s.Level, least, errors.Join(missing...))

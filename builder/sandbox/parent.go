@@ -77,9 +77,8 @@ func (j *Job) run(ctx context.Context, c Command) (report, error) {
 	if err != nil {
 		return report{}, fmt.Errorf("%w: mechanism %s: %w", ErrSetup, j.spec.Mechanism, err)
 	}
-	j.group.add(first.Process.Pid) // before it has its order and starts anything
 	door.serve(j.spec.Proxy)
-	return converse(first, o, lifeline, answers)
+	return j.converse(first, o, lifeline, answers)
 }
 
 // endBy sets how the first process is ended before its time.
@@ -93,10 +92,15 @@ func (j *Job) endBy(first *exec.Cmd, lifeline io.Closer) {
 	}
 }
 
-func converse(first *exec.Cmd, o order, lifeline io.Writer, answers io.Reader) (report, error) {
+func (j *Job) converse(first *exec.Cmd, o order, lifeline io.Writer, answers io.Reader) (report, error) {
 	var result report
 	// gob, since JSON would change arguments that are not UTF-8
-	sendErr := gob.NewEncoder(lifeline).Encode(o)
+	send := gob.NewEncoder(lifeline)
+	sendErr := send.Encode(o)
+	j.group.add(first.Process.Pid) // before it starts anything
+	if sendErr == nil {
+		_ = send.Encode(0) // that it is in its group; if it has ended by now, its answer says why
+	}
 	answerErr := gob.NewDecoder(answers).Decode(&result)
 	err := first.Wait()
 	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {

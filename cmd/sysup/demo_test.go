@@ -144,6 +144,7 @@ func TestDemo(t *testing.T) {
 			}
 		}
 		nowhere(t, d.data, "secret-name")
+		d.agrees(t, r, result)
 	})
 	t.Run("apk", func(t *testing.T) {
 		t.Parallel()
@@ -157,6 +158,7 @@ func TestDemo(t *testing.T) {
 		if result.Manifest["libncurses"] == "" || result.Manifest["libncurses6"] != "" {
 			t.Errorf("the manifest has ABI names: %v", result.Manifest)
 		}
+		d.agrees(t, r, result)
 	})
 	t.Run("exactly the router's packages", func(t *testing.T) {
 		t.Parallel()

@@ -138,7 +138,7 @@ func TestPrivateFeed(t *testing.T) {
 				{"a wrong key", ask("append", []string{"ours", "less"}, format.wrong), 500, "whether repository_keys has the key"},
 				{"no key any more", ask("append", []string{"ours", "jq"}), 500, "whether repository_keys has the key"},
 				{"no feed any more", client.Request{Version: format.version, Target: "x86/64", Profile: "generic", Packages: []string{"ours"}}, 422, "ours"},
-				{"no other feed", ask("replace", []string{"ours", "jq"}, format.right), 422, "has no package"},
+				{"no other feed", ask("replace", []string{"ours", "jq"}, format.right), 422, "with the feeds of this request has no package"},
 			} {
 				t.Run(ending.name, func(t *testing.T) {
 					t.Parallel()
@@ -150,22 +150,26 @@ func TestPrivateFeed(t *testing.T) {
 			}
 		})
 	}
-	t.Cleanup(func() { // the trees that the next job starts from know nothing of it
-		trees, _ := filepath.Glob(filepath.Join(d.data, imagebuilderFolder, "*", "tree"))
-		if len(trees) != 2 {
-			t.Fatalf("the ImageBuilders are %q", trees)
+	t.Cleanup(func() { f.leftNothing(t, filepath.Join(d.data, imagebuilderFolder)) })
+}
+
+// leftNothing looks whether the trees that the next job starts from know of
+// the feed.
+func (f privateFeed) leftNothing(t *testing.T, folder string) {
+	trees, _ := filepath.Glob(filepath.Join(folder, "*", "tree"))
+	if len(trees) != 2 {
+		t.Fatalf("the ImageBuilders are %q", trees)
+	}
+	for _, text := range []string{"request_imagebuilder", f.url, f.fingerprint} {
+		if out, err := exec.Command("grep", append([]string{"-rlaF", text}, trees...)...).Output(); err == nil {
+			t.Errorf("%q stands in %s", text, out)
 		}
-		for _, text := range []string{"request_imagebuilder", f.url, f.fingerprint} {
-			if out, err := exec.Command("grep", append([]string{"-rlaF", text}, trees...)...).Output(); err == nil {
-				t.Errorf("%q stands in %s", text, out)
+	}
+	for _, tree := range trees {
+		for _, name := range []string{f.fingerprint, "request-0.pem"} {
+			if _, err := os.Stat(filepath.Join(tree, "keys", name)); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("the key %s stayed: %v", name, err)
 			}
 		}
-		for _, tree := range trees {
-			for _, name := range []string{f.fingerprint, "request-0.pem"} {
-				if _, err := os.Stat(filepath.Join(tree, "keys", name)); !errors.Is(err, os.ErrNotExist) {
-					t.Errorf("the key %s stayed: %v", name, err)
-				}
-			}
-		}
-	})
+	}
 }

@@ -144,202 +144,242 @@ const goodBody = `{"version":"24.10.0","target":"ath79/generic","profile":"tplin
 // does not.
 func TestMistakes(t *testing.T) {
 	m := startMistaken(t)
-	mistake := func(name string, show func(t *testing.T)) {
-		t.Run(name, func(t *testing.T) {
+	for _, mistake := range []struct {
+		name string
+		show func(*mistaken)
+	}{
+		{"hash input joined without separators", (*mistaken).joinedHash},
+		{"hash looked up before validation", (*mistaken).lookedUpFirst},
+		{"check and enqueue without a lock", (*mistaken).enqueuedTwice},
+		{"an error for a request without User-Agent", (*mistaken).withoutUserAgent},
+		{"tracebacks with server paths in answers", (*mistaken).tracebacks},
+		{"50,000 packages, a name of 1 MB, 10 MB of keys", (*mistaken).hugeRequests},
+		{"+ in package names refused", (*mistaken).plusRefused},
+		{"open redirect", (*mistaken).openRedirect},
+		{"overview fetched upstream at each call", (*mistaken).overviewFetched},
+		{"no start without upstream", (*mistaken).startsWithUpstream},
+		{"result files never deleted", (*mistaken).neverDeleted},
+		{"no limits on a build", (*mistaken).unlimited},
+		{"first-boot script echoed to whoever has the hash", (*mistaken).scriptEchoed},
+		{"no health route", (*mistaken).noHealth},
+		{"sha256 taken before signing", (*mistaken).sumBeforeSigning},
+		{"another build for an alias of a device", (*mistaken).builtForAlias},
+		{"CVE-2024-54143: a hash cut to 48 bits", (*mistaken).cutHash},
+		{"CVE-2024-54143: package names run commands", (*mistaken).namesRun},
+		{"CVE-2024-54143: a build changes the ImageBuilder of the next", (*mistaken).changedTree},
+	} {
+		t.Run(mistake.name, func(t *testing.T) {
 			old := m.t
 			m.t = t
 			defer func() { m.t = old }()
-			show(t)
+			mistake.show(m)
 		})
 	}
-	mistake("hash input joined without separators", func(t *testing.T) {
-		joined := map[build.ID]string{}
-		for _, plan := range []build.Plan{
-			{Version: "24.10.10", Revision: "", Snapshot: true}, {Version: "24.10.1", Revision: "0", Snapshot: true},
-			{Target: "a/b", Profile: "c"}, {Target: "a/bc"}, {Add: []string{"a", "b"}}, {Add: []string{"ab"}}, {Add: []string{"a b"}}, {Add: []string{"a"}, Remove: []string{"b"}},
-		} {
-			id := plan.ID([]byte("secret"))
-			if other, ok := joined[id]; ok {
-				t.Errorf("%+v and %s are one build", plan, other)
-			}
-			joined[id] = fmt.Sprintf("%+v", plan)
-		}
-	})
-	mistake("hash looked up before validation", func(t *testing.T) {
-		for _, bad := range []string{`,"version_code":"r1-0000000000"`, `,"filesystem":"squashfs;id"`, `,"packages":["nano\nhtop"]`} {
-			m.refused(bad, fmt.Sprintf(goodBody, bad))
-		}
-		m.build(m.request())
-		for _, bad := range []string{`,"version_code":"r1-0000000000"`, `,"filesystem":"squashfs;id"`} { // nor after it
-			m.refused(bad, fmt.Sprintf(goodBody, bad))
-		}
-	})
-	mistake("check and enqueue without a lock", func(t *testing.T) {
-		created, made := m.created.Load(), m.made.Load()
-		var all sync.WaitGroup
-		for range 16 {
-			all.Go(func() { m.build(m.request("htop")) })
-		}
-		all.Wait()
-		if c, n := m.created.Load()-created, m.made.Load()-made; c != 1 || n != 1 {
-			t.Errorf("16 equal requests at once made %d records and %d builds", c, n)
-		}
-	})
-	mistake("an error for a request without User-Agent", func(t *testing.T) {
-		if status, answer := m.post(fmt.Sprintf(goodBody, ""), "User-Agent"); status != 200 {
-			t.Errorf("%d %s", status, answer)
-		}
-	})
-	mistake("tracebacks with server paths in answers", func(t *testing.T) {
-		for _, body := range []string{"", "{", "[]", `{"version":{}}`, fmt.Sprintf(goodBody, `,"packages":[null]`), fmt.Sprintf(goodBody, `,"packages":["too-big"]`)} {
-			_, answer := m.post(body)
-			if strings.Contains(answer, m.data) || strings.Contains(answer, ".go:") || strings.Contains(answer, "goroutine") {
-				t.Errorf("%s: %s", body, answer)
-			}
-		}
-		_, err := (&client.Client{URL: m.url, Poll: 20 * time.Millisecond}).Wait(t.Context(), m.request("too-big"), nil)
-		if failed, ok := err.(*client.Error); !ok || strings.Contains(fmt.Sprintf("%+v", *failed), m.data) {
-			t.Errorf("a failed build: %+v", err)
-		}
-	})
-	mistake("50,000 packages, a name of 1 MB, 10 MB of keys", func(t *testing.T) {
-		names := strings.TrimSuffix(strings.Repeat(`"a",`, 50_000), ",")
-		m.refused("50,000 packages", fmt.Sprintf(goodBody, `,"packages":[`+names+`]`))
-		m.refused("a name of 200 KB", fmt.Sprintf(goodBody, `,"packages":["`+strings.Repeat("a", 200<<10)+`"]`))
-		m.refused("a name of 1 MB", fmt.Sprintf(goodBody, `,"packages":["`+strings.Repeat("a", 1<<20)+`"]`))
-		m.refused("10 MB of anything", fmt.Sprintf(goodBody, `,"x":"`+strings.Repeat("A", 10<<20)+`"`))
-		m.refused("10 MB of keys", fmt.Sprintf(goodBody, `,"repository_keys":["`+strings.Repeat("A", 10<<20)+`"]`))
-	})
-	mistake("+ in package names refused", func(t *testing.T) {
-		if result := m.build(m.request("lib++")); result.Manifest["lib++"] == "" {
-			t.Errorf("the manifest is %v", result.Manifest)
-		}
-	})
-	mistake("open redirect", func(t *testing.T) {
-		for _, path := range []string{"///evil.example/x", "//evil.example/%2e%2e", "//evil.example/api/v1/overview/", "/%5cevil.example"} {
-			if status, answer := m.get(path); status != 404 {
-				t.Errorf("%s: %d %s", path, status, answer)
-			}
-		}
-	})
-	mistake("overview fetched upstream at each call", func(t *testing.T) {
-		before := m.asked.Load()
-		m.down.Store(true)
-		defer m.down.Store(false)
-		for range 20 {
-			if status, answer := m.get("/json/v1/overview.json"); status != 200 {
-				t.Fatalf("%d %s", status, answer)
-			}
-		}
-		if n := m.asked.Load() - before; n > 0 {
-			t.Errorf("20 looks at the overview made %d requests to the upstream", n)
-		}
-	})
-	mistake("no start without upstream", func(t *testing.T) {
-		alone := &mistaken{t: t, testServer: startServer(t, serveCmd{Upstream: "http://127.0.0.1:1", UpstreamKey: []string{m.up.KeyFile}})}
-		if status, answer := alone.get("/healthz"); status != 200 {
-			t.Errorf("%d %s", status, answer)
-		}
-		if status, answer := alone.post(fmt.Sprintf(goodBody, "")); status != 503 || !strings.Contains(answer, `"detail":"`) {
-			t.Errorf("%d %s", status, answer)
-		}
-	})
-	mistake("result files never deleted", func(t *testing.T) { expires(t) })
-	mistake("no limits on a build", func(t *testing.T) {
-		limits := m.build(m.request("tmux")).Stdout
-		for name, most := range map[string]int{"Max processes": 4096, "Max file size": 16 << 30, "Max open files": 4096} {
-			found := regexp.MustCompile(`limit: ` + name + `\s+\d+\s+(\d+) `).FindStringSubmatch(limits)
-			if found == nil {
-				t.Fatalf("a build may have any number of %s: %s", name, limits)
-			}
-			if n, err := strconv.Atoi(found[1]); err != nil || n > most {
-				t.Errorf("%s is %s, want at most %d", name, found[1], most)
-			}
-		}
-		endless, url := instantUpstream(t, instant.Options{Versions: []string{"24.10.0"}, Before: "while :; do :; done"})
-		slow := startServer(t, serveCmd{Upstream: url, UpstreamKey: []string{endless.KeyFile}, TimeLimit: time.Second, BuildUID: 64700})
-		_, err := (&client.Client{URL: slow.url, Poll: 20 * time.Millisecond}).Wait(t.Context(), m.request(), nil)
-		if err == nil || !strings.Contains(err.Error(), "did not finish within 1s") {
-			t.Errorf("a build without end: %v", err)
-		}
-	})
-	mistake("first-boot script echoed to whoever has the hash", func(t *testing.T) {
-		r := m.request()
-		r.Defaults = "echo hunter2"
-		result := m.build(r)
-		_, answer := m.get("/api/v1/build/" + result.RequestHash)
-		if strings.Contains(answer, "hunter2") || !strings.Contains(answer, `"defaults":"(private)"`) {
-			t.Error(answer)
-		}
-		for _, name := range []string{"build.json", "profiles.json", "sha256sums", filepath.Base(result.Log)} {
-			if status, text := m.get("/store/" + result.BinDir + "/" + name); status != 200 || strings.Contains(text, "hunter2") {
-				t.Errorf("%s: %d %s", name, status, text)
-			}
-		}
-	})
-	mistake("no health route", func(t *testing.T) {
-		for _, path := range []string{"/healthz", "/readyz"} {
-			if status, answer := m.get(path); status != 200 {
-				t.Errorf("%s: %d %s", path, status, answer)
-			}
-		}
-	})
-	mistake("sha256 taken before signing", func(t *testing.T) {
-		result := m.build(m.request("vim"))
-		for _, image := range result.Images {
-			_, content := m.get("/store/" + result.BinDir + "/" + image.Name)
-			if sum := sha256.Sum256([]byte(content)); hex.EncodeToString(sum[:]) != image.SHA256 {
-				t.Errorf("%s is said to be %s, but is %x", image.Name, image.SHA256, sum)
-			}
-		}
-	})
-	mistake("another build for an alias of a device", func(t *testing.T) {
-		hashes := map[string]bool{}
-		for _, profile := range []string{"tplink_archer-c7-v2", "tplink,archer-c7-v2", "archer-c7-v2"} {
-			r := m.request("iperf3")
-			r.Profile = profile
-			hashes[m.build(r).RequestHash] = true
-		}
-		if len(hashes) != 1 {
-			t.Errorf("three names of one device are %d builds", len(hashes))
-		}
-	})
-	mistake("CVE-2024-54143: a hash cut to 48 bits", func(t *testing.T) {
-		result := m.build(m.request("babeld"))
-		if !regexp.MustCompile(`^[0-9a-f]{64}$`).MatchString(result.RequestHash) {
-			t.Errorf("the hash is %q", result.RequestHash)
-		}
-		for _, short := range []string{result.RequestHash[:12], result.RequestHash[:12] + strings.Repeat("0", 52)} {
-			if status, answer := m.get("/api/v1/build/" + short); status != 404 {
-				t.Errorf("%s: %d %s", short, status, answer)
-			}
-		}
-	})
-	mistake("CVE-2024-54143: package names run commands", func(t *testing.T) {
-		for _, name := range []string{"nano; touch x", "$(shell touch x)", "`id`", "a\\nb", "a&b", "$$(id)", "a'b", "-$(id)"} {
-			m.refused(name, fmt.Sprintf(goodBody, `,"packages":["`+name+`"]`))
-			plan := build.Plan{Distribution: "OpenWrt", Version: "24.10.0", Target: "x86/64", Profile: "generic", Add: []string{name}}
-			if plan.Check() == nil { // what the builder asks once more, just before make
-				t.Errorf("the builder takes %q", name)
-			}
-		}
-	})
-	mistake("CVE-2024-54143: a build changes the ImageBuilder of the next", func(t *testing.T) {
-		for _, name := range []string{"luci", "luci-ssl"} {
-			result := m.build(m.request(name))
-			for _, text := range []string{"MARKED BY ANOTHER", "TOOL OF ANOTHER"} {
-				if strings.Count(result.Stderr, text) != strings.Count(text, "TOOL") { // its own change it sees
-					t.Errorf("%s: %s", name, result.Stderr)
-				}
-			}
-		}
-	})
 }
 
-// expires shows, in a time of its own, that a result and its record go when
-// their time is over.
-func expires(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+func (m *mistaken) joinedHash() {
+	joined := map[build.ID]string{}
+	for _, plan := range []build.Plan{
+		{Version: "24.10.10", Revision: "", Snapshot: true}, {Version: "24.10.1", Revision: "0", Snapshot: true},
+		{Target: "a/b", Profile: "c"}, {Target: "a/bc"}, {Add: []string{"a", "b"}}, {Add: []string{"ab"}}, {Add: []string{"a b"}}, {Add: []string{"a"}, Remove: []string{"b"}},
+	} {
+		id := plan.ID([]byte("secret"))
+		if other, ok := joined[id]; ok {
+			m.t.Errorf("%+v and %s are one build", plan, other)
+		}
+		joined[id] = fmt.Sprintf("%+v", plan)
+	}
+}
+
+func (m *mistaken) lookedUpFirst() {
+	for _, bad := range []string{`,"version_code":"r1-0000000000"`, `,"filesystem":"squashfs;id"`, `,"packages":["nano\nhtop"]`} {
+		m.refused(bad, fmt.Sprintf(goodBody, bad))
+	}
+	m.build(m.request())
+	for _, bad := range []string{`,"version_code":"r1-0000000000"`, `,"filesystem":"squashfs;id"`} { // nor after it
+		m.refused(bad, fmt.Sprintf(goodBody, bad))
+	}
+}
+
+func (m *mistaken) enqueuedTwice() {
+	created, made := m.created.Load(), m.made.Load()
+	var all sync.WaitGroup
+	for range 16 {
+		all.Go(func() { m.build(m.request("htop")) })
+	}
+	all.Wait()
+	if c, n := m.created.Load()-created, m.made.Load()-made; c != 1 || n != 1 {
+		m.t.Errorf("16 equal requests at once made %d records and %d builds", c, n)
+	}
+}
+
+func (m *mistaken) withoutUserAgent() {
+	if status, answer := m.post(fmt.Sprintf(goodBody, ""), "User-Agent"); status != 200 {
+		m.t.Errorf("%d %s", status, answer)
+	}
+}
+
+func (m *mistaken) tracebacks() {
+	for _, body := range []string{"", "{", "[]", `{"version":{}}`, fmt.Sprintf(goodBody, `,"packages":[null]`), fmt.Sprintf(goodBody, `,"packages":["too-big"]`)} {
+		_, answer := m.post(body)
+		if strings.Contains(answer, m.data) || strings.Contains(answer, ".go:") || strings.Contains(answer, "goroutine") {
+			m.t.Errorf("%s: %s", body, answer)
+		}
+	}
+	_, err := (&client.Client{URL: m.url, Poll: 20 * time.Millisecond}).Wait(m.t.Context(), m.request("too-big"), nil)
+	if failed, ok := err.(*client.Error); !ok || strings.Contains(fmt.Sprintf("%+v", *failed), m.data) {
+		m.t.Errorf("a failed build: %+v", err)
+	}
+}
+
+func (m *mistaken) hugeRequests() {
+	names := strings.TrimSuffix(strings.Repeat(`"a",`, 50_000), ",")
+	m.refused("50,000 packages", fmt.Sprintf(goodBody, `,"packages":[`+names+`]`))
+	m.refused("a name of 200 KB", fmt.Sprintf(goodBody, `,"packages":["`+strings.Repeat("a", 200<<10)+`"]`))
+	m.refused("a name of 1 MB", fmt.Sprintf(goodBody, `,"packages":["`+strings.Repeat("a", 1<<20)+`"]`))
+	m.refused("10 MB of anything", fmt.Sprintf(goodBody, `,"x":"`+strings.Repeat("A", 10<<20)+`"`))
+	m.refused("10 MB of keys", fmt.Sprintf(goodBody, `,"repository_keys":["`+strings.Repeat("A", 10<<20)+`"]`))
+}
+
+func (m *mistaken) plusRefused() {
+	if result := m.build(m.request("lib++")); result.Manifest["lib++"] == "" {
+		m.t.Errorf("the manifest is %v", result.Manifest)
+	}
+}
+
+func (m *mistaken) openRedirect() {
+	for _, path := range []string{"///evil.example/x", "//evil.example/%2e%2e", "//evil.example/api/v1/overview/", "/%5cevil.example"} {
+		if status, answer := m.get(path); status != 404 {
+			m.t.Errorf("%s: %d %s", path, status, answer)
+		}
+	}
+}
+
+func (m *mistaken) overviewFetched() {
+	before := m.asked.Load()
+	m.down.Store(true)
+	defer m.down.Store(false)
+	for range 20 {
+		if status, answer := m.get("/json/v1/overview.json"); status != 200 {
+			m.t.Fatalf("%d %s", status, answer)
+		}
+	}
+	if n := m.asked.Load() - before; n > 0 {
+		m.t.Errorf("20 looks at the overview made %d requests to the upstream", n)
+	}
+}
+
+func (m *mistaken) startsWithUpstream() {
+	alone := &mistaken{t: m.t, testServer: startServer(m.t, serveCmd{Upstream: "http://127.0.0.1:1", UpstreamKey: []string{m.up.KeyFile}})}
+	if status, answer := alone.get("/healthz"); status != 200 {
+		m.t.Errorf("%d %s", status, answer)
+	}
+	if status, answer := alone.post(fmt.Sprintf(goodBody, "")); status != 503 || !strings.Contains(answer, `"detail":"`) {
+		m.t.Errorf("%d %s", status, answer)
+	}
+}
+
+func (m *mistaken) unlimited() {
+	limits := m.build(m.request("tmux")).Stdout
+	for name, most := range map[string]int{"Max processes": 4096, "Max file size": 16 << 30, "Max open files": 4096} {
+		found := regexp.MustCompile(`limit: ` + name + `\s+\d+\s+(\d+) `).FindStringSubmatch(limits)
+		if found == nil {
+			m.t.Fatalf("a build may have any number of %s: %s", name, limits)
+		}
+		if n, err := strconv.Atoi(found[1]); err != nil || n > most {
+			m.t.Errorf("%s is %s, want at most %d", name, found[1], most)
+		}
+	}
+	endless, url := instantUpstream(m.t, instant.Options{Versions: []string{"24.10.0"}, Before: "while :; do :; done"})
+	slow := startServer(m.t, serveCmd{Upstream: url, UpstreamKey: []string{endless.KeyFile}, TimeLimit: time.Second, BuildUID: 64700})
+	_, err := (&client.Client{URL: slow.url, Poll: 20 * time.Millisecond}).Wait(m.t.Context(), m.request(), nil)
+	if err == nil || !strings.Contains(err.Error(), "did not finish within 1s") {
+		m.t.Errorf("a build without end: %v", err)
+	}
+}
+
+func (m *mistaken) scriptEchoed() {
+	r := m.request()
+	r.Defaults = "echo hunter2"
+	result := m.build(r)
+	_, answer := m.get("/api/v1/build/" + result.RequestHash)
+	if strings.Contains(answer, "hunter2") || !strings.Contains(answer, `"defaults":"(private)"`) {
+		m.t.Error(answer)
+	}
+	for _, name := range []string{"build.json", "profiles.json", "sha256sums", filepath.Base(result.Log)} {
+		if status, text := m.get("/store/" + result.BinDir + "/" + name); status != 200 || strings.Contains(text, "hunter2") {
+			m.t.Errorf("%s: %d %s", name, status, text)
+		}
+	}
+}
+
+func (m *mistaken) noHealth() {
+	for _, path := range []string{"/healthz", "/readyz"} {
+		if status, answer := m.get(path); status != 200 {
+			m.t.Errorf("%s: %d %s", path, status, answer)
+		}
+	}
+}
+
+func (m *mistaken) sumBeforeSigning() {
+	result := m.build(m.request("vim"))
+	for _, image := range result.Images {
+		_, content := m.get("/store/" + result.BinDir + "/" + image.Name)
+		if sum := sha256.Sum256([]byte(content)); hex.EncodeToString(sum[:]) != image.SHA256 {
+			m.t.Errorf("%s is said to be %s, but is %x", image.Name, image.SHA256, sum)
+		}
+	}
+}
+
+func (m *mistaken) builtForAlias() {
+	hashes := map[string]bool{}
+	for _, profile := range []string{"tplink_archer-c7-v2", "tplink,archer-c7-v2", "archer-c7-v2"} {
+		r := m.request("iperf3")
+		r.Profile = profile
+		hashes[m.build(r).RequestHash] = true
+	}
+	if len(hashes) != 1 {
+		m.t.Errorf("three names of one device are %d builds", len(hashes))
+	}
+}
+
+func (m *mistaken) cutHash() {
+	result := m.build(m.request("babeld"))
+	if !regexp.MustCompile(`^[0-9a-f]{64}$`).MatchString(result.RequestHash) {
+		m.t.Errorf("the hash is %q", result.RequestHash)
+	}
+	for _, short := range []string{result.RequestHash[:12], result.RequestHash[:12] + strings.Repeat("0", 52)} {
+		if status, answer := m.get("/api/v1/build/" + short); status != 404 {
+			m.t.Errorf("%s: %d %s", short, status, answer)
+		}
+	}
+}
+
+func (m *mistaken) namesRun() {
+	for _, name := range []string{"nano; touch x", "$(shell touch x)", "`id`", "a\\nb", "a&b", "$$(id)", "a'b", "-$(id)"} {
+		m.refused(name, fmt.Sprintf(goodBody, `,"packages":["`+name+`"]`))
+		plan := build.Plan{Distribution: "OpenWrt", Version: "24.10.0", Target: "x86/64", Profile: "generic", Add: []string{name}}
+		if plan.Check() == nil { // what the builder asks once more, just before make
+			m.t.Errorf("the builder takes %q", name)
+		}
+	}
+}
+
+func (m *mistaken) changedTree() {
+	for _, name := range []string{"luci", "luci-ssl"} {
+		result := m.build(m.request(name))
+		for _, text := range []string{"MARKED BY ANOTHER", "TOOL OF ANOTHER"} {
+			if strings.Count(result.Stderr, text) != strings.Count(text, "TOOL") { // its own change it sees
+				m.t.Errorf("%s: %s", name, result.Stderr)
+			}
+		}
+	}
+}
+
+// neverDeleted has a time of its own, in which a result and its record go when
+// theirs is over.
+func (m *mistaken) neverDeleted() {
+	synctest.Test(m.t, func(t *testing.T) {
 		ctx := context.Background()
 		records, queue, objects := buildtest.NewRecords(t), buildtest.NewQueue(t, time.Minute), buildtest.NewObjects(t)
 		service := &build.Service{Records: records, Queue: queue, Secret: []byte("secret")}

@@ -33,7 +33,7 @@ func TestOpenAPIContract(t *testing.T) {
 	document := withExamples(t, server.url, request, result)
 	cmd := exec.CommandContext(ctx, "../../scripts/schemathesis", "run", document, "--url", server.url,
 		"--checks", "all", "--exclude-checks", "positive_data_acceptance",
-		"--phases", "examples,coverage,fuzzing", "--max-examples", "25", "--seed", "1", "--workers", "2", "--no-color", "--warnings", "off", "--generation-database", "none")
+		"--phases", "examples,coverage,fuzzing", "--max-examples", "25", "--seed", "1", "--workers", "1", "--no-color", "--warnings", "off", "--generation-database", "none")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("the server and its document disagree, or Schemathesis is not installed (scripts/schemathesis install): %v\n%s", err, out)

@@ -100,6 +100,7 @@ func (c *workerCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) er
 		group.Go(func() error { return s.worker(fmt.Sprintf("%s-%d", name, i), i).Run(ctx) })
 	}
 	log.Info("sysup works", "name", name, "upstream", c.Upstream, "workers", c.Workers, "idle", c.Idle, "sandbox", s.support.Level)
+	s.figure(aws.MetricSandbox, float64(s.support.Level.Rank()))
 	err = group.Wait()
 	log.Info("sysup leaves")
 	return err
@@ -307,11 +308,14 @@ func (s *site) ended() func(build.Record) {
 }
 
 // defect counts a build that ended otherwise than the catalogue was sure of.
-func (s *site) defect() {
+func (s *site) defect() { s.figure(aws.MetricDisagreed, 1) }
+
+// figure prints one figure, if they are wanted.
+func (s *site) figure(metric string, value float64) {
 	if !s.Metrics {
 		return
 	}
-	if err := aws.Metrics(s.out, map[string]float64{aws.MetricDisagreed: 1}); err != nil {
-		s.log.Warn("a defect could not be counted", "error", err)
+	if err := aws.Metrics(s.out, map[string]float64{metric: value}); err != nil {
+		s.log.Warn("a figure could not be printed", "metric", metric, "error", err)
 	}
 }

@@ -17,18 +17,18 @@ type release struct {
 	archive           string // end of the archive's name
 	epoch             int64  // SOURCE_DATE_EPOCH
 	kernel            upstream.Kernel
-	bare              bool // Options.Bare
+	bare, listing     bool // Options.Bare and Listing
 }
 
 var releases = []release{
 	{"23.05.5", "r24106-10cc5fcd00", false, false, "tar.xz", 1727094886,
-		upstream.Kernel{Version: "5.15.167", Release: "1", Vermagic: "00d0c2f7a5b1c7de9a62b6d1a1b5c1f0"}, false},
+		upstream.Kernel{Version: "5.15.167", Release: "1", Vermagic: "00d0c2f7a5b1c7de9a62b6d1a1b5c1f0"}, false, false},
 	{"24.10.0", "r28427-6df0e3d02a", false, true, "tar.zst", 1738624177,
-		upstream.Kernel{Version: "6.6.73", Release: "1", Vermagic: "60a938df1b4c2f8f0c1e2d3a4b5c6d7e"}, false},
+		upstream.Kernel{Version: "6.6.73", Release: "1", Vermagic: "60a938df1b4c2f8f0c1e2d3a4b5c6d7e"}, false, false},
 	{"25.12.0", "r32000-89abcdef01", true, true, "tar.zst", 1765500000,
-		upstream.Kernel{Version: "6.12.60", Release: "1", Vermagic: "7c1f0e9d8b6a5c4d3e2f1a0b9c8d7e6f"}, false},
+		upstream.Kernel{Version: "6.12.60", Release: "1", Vermagic: "7c1f0e9d8b6a5c4d3e2f1a0b9c8d7e6f"}, false, false},
 	{"SNAPSHOT", "", true, true, "tar.gz", 1770000000,
-		upstream.Kernel{Version: "6.12.70", Release: "1", Vermagic: "0f1e2d3c4b5a69788796a5b4c3d2e1f0"}, false},
+		upstream.Kernel{Version: "6.12.70", Release: "1", Vermagic: "0f1e2d3c4b5a69788796a5b4c3d2e1f0"}, false, false},
 }
 
 // device is one profile; its images are words "<filesystem>|<type>|<end of
@@ -200,7 +200,7 @@ func (r release) make(o Options, key usign.PublicKey) (upstream.Release, error) 
 	if r.version == "SNAPSHOT" {
 		r.revision = o.Snapshot
 	}
-	r.bare = slices.Contains(o.Bare, r.version)
+	r.bare, r.listing = slices.Contains(o.Bare, r.version), o.Listing
 	made := upstream.Release{Version: r.version, APK: r.apk, Bare: r.bare, Feeds: map[string]upstream.Feeds{}}
 	for _, t := range targets {
 		made.Feeds[t.arch] = r.feeds()

@@ -96,7 +96,7 @@ func (r release) config(t target) string {
 	if r.apk {
 		b.WriteString("CONFIG_USE_APK=y\n")
 	}
-	if r.bare {
+	if r.bare && !r.listing {
 		b.WriteString("# CONFIG_JSON_OVERVIEW_IMAGE_INFO is not set\n")
 	} else {
 		b.WriteString("CONFIG_JSON_OVERVIEW_IMAGE_INFO=y\n")

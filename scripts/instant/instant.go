@@ -55,6 +55,9 @@ type Options struct {
 	// index.json, and make info prints less.
 	Bare []string
 
+	// Listing makes the trees of Bare versions write a profiles.json all the same.
+	Listing bool
+
 	// LocalSignature makes the trees sign their images with a fwtool trailer,
 	// as those up to 24.10 do.
 	LocalSignature bool

@@ -164,3 +164,18 @@ func BenchmarkPublish(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkListing answers a profile from its object, as serve does.
+func BenchmarkListing(b *testing.B) {
+	s := newStall(b, false)
+	folder, err := dir.Open(b.TempDir())
+	if err != nil {
+		b.Fatal(err)
+	}
+	s.config.Objects = folder
+	s.restart()
+	s.get(x86Folder+"generic.json", 200)
+	for b.Loop() {
+		s.get(x86Folder+"generic.json", 200)
+	}
+}

@@ -120,21 +120,21 @@ func TestEveryEndingForEveryClient(t *testing.T) {
 				test.after(rig)
 				a = heard(t, h, name, "GET", path+"/"+string(rig.only().ID), "")
 			}
-			got, shown := apitest.Clients[name](a), test.says
-			luci := strings.HasPrefix(name, "luci")
+			want := apitest.Stops + ": "
+			shown := test.says
 			switch {
-			case luci && test.luciAsks:
-				if got != apitest.ForEver+": 503" || a.Header.Get("Retry-After") == "" {
-					t.Errorf("%s: %s reads %q: %s", test.name, name, got, a.Body)
-				}
-				continue
+			case strings.HasPrefix(name, "luci") && test.luciAsks:
+				want, shown = apitest.ForEver+": 503", ""
 			case name == "auc" && test.auc != "":
 				shown = test.auc
 			case name == "firmware-selector" && test.after != nil:
 				shown = "tr-image-too-big" // the outputs of rig.fail say so
 			}
-			if !strings.HasPrefix(got, apitest.Stops+": ") || !strings.Contains(got, shown) {
-				t.Errorf("%s: %s reads %q, want that it stops with %q: %d %s", test.name, name, got, shown, a.Status, a.Body)
+			if got := apitest.Clients[name](a); !strings.HasPrefix(got, want) || !strings.Contains(got, shown) {
+				t.Errorf("%s: %s reads %q, want %q with %q: %d %s", test.name, name, got, want, shown, a.Status, a.Body)
+			}
+			if a.Status == 503 && a.Header.Get("Retry-After") == "" {
+				t.Errorf("%s: %s is not told when to come again", test.name, name)
 			}
 			if name == "luci-2021" && !strings.Contains(string(a.Body), `"message":"`) {
 				t.Errorf("%s: no message for the first of its kind: %s", test.name, a.Body)

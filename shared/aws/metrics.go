@@ -23,13 +23,14 @@ const (
 	MetricDone         = "BuildsDone"
 	MetricFailed       = "BuildsFailed"
 	MetricRefused      = "Refused"
+	MetricSandbox      = "SandboxLevel" // by rank, 4 is the best; once for each start of a builder
 	MetricDisagreed    = "Disagreed" // resolver and ImageBuilder; none is printed as long as there is none
 )
 
 // units are CloudWatch's words. It has none for minutes.
 var units = map[string]string{
 	MetricPending: "Count", MetricAlive: "Count", MetricDeadLetters: "Count", MetricCatalogueAge: "None",
-	MetricBuildSeconds: "Seconds", MetricDone: "Count", MetricFailed: "Count", MetricRefused: "Count", MetricDisagreed: "Count",
+	MetricBuildSeconds: "Seconds", MetricDone: "Count", MetricFailed: "Count", MetricRefused: "Count", MetricDisagreed: "Count", MetricSandbox: "None",
 }
 
 type emf struct {

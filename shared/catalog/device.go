@@ -271,6 +271,10 @@ func (d *Device) Canonical(name string) string {
 	return strings.Clone(e.free) // not the whole index
 }
 
+// Made tells whether the upstream has no profiles.json for the device's target:
+// then its ImageBuilder may well write none either.
+func (d *Device) Made() bool { return d.target.Made }
+
 // ABIFree is Canonical for an installed package of that version, as a manifest
 // lists it. The version helps where the index has no names with ABI versions:
 // the package is then the one of that version whose name the given one begins

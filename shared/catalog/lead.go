@@ -199,6 +199,11 @@ type unit struct {
 	files   *bundle // nil while they were not needed
 }
 
+// old tells whether any of its files is in a form of before.
+func (u *unit) old() bool {
+	return slices.ContainsFunc(u.Sources, func(m meta) bool { return m.Form != form })
+}
+
 // parseUnit tells what a unit holds by its name.
 func (c *Catalog) parseUnit(name string) (*unit, bool) {
 	version, rest := split(name)
@@ -254,7 +259,7 @@ func (c *Catalog) targetSources(f files, key string) []meta {
 func (r *round) tend(ctx context.Context, u *unit) {
 	err := r.learn(ctx, u)
 	absent := !u.offered
-	if err == nil && u.offered && ctx.Err() == nil && (u.wanted || !u.stored || r.due(u.version, u.Checked)) {
+	if err == nil && u.offered && ctx.Err() == nil && (u.wanted || !u.stored || u.old() || r.due(u.version, u.Checked)) {
 		if err = r.update(ctx, u); err == nil {
 			u.Gone = time.Time{}
 		}
@@ -329,8 +334,7 @@ func (r *round) read(ctx context.Context, u *unit) error {
 // update asks the upstream whether anything of the unit changed, and then
 // brings it up to date.
 func (r *round) update(ctx context.Context, u *unit) error {
-	old := slices.ContainsFunc(u.Sources, func(m meta) bool { return m.today() != m })
-	if u.stored && len(u.Sources) > 0 && !old && r.began.Sub(u.Whole) < wholeAge {
+	if u.stored && len(u.Sources) > 0 && !u.old() && r.began.Sub(u.Whole) < wholeAge {
 		changed := false
 		err := r.retry(ctx, u.name, func() (err error) {
 			changed, err = r.changed(ctx, u.Sources)

@@ -110,7 +110,9 @@ func TestMade(t *testing.T) {
 		w.Close()
 
 		again := asking(t, u, dir, o)
-		again.device(t, "24.10.5", "ath79/generic", "8dev,carambola2", "")
+		if !again.device(t, "24.10.5", "ath79/generic", "8dev,carambola2", "").Made() || again.device(t, "24.10.5", "x86/64", "", "").Made() {
+			t.Error("who said what a target builds is forgotten")
+		}
 		u.Put(oldTarget+"/other.bin", []byte("something else"))
 		u.Sign(oldTarget)
 		time.Sleep(2 * time.Hour)

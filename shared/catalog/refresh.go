@@ -94,7 +94,7 @@ func (c *Catalog) distillTarget(ctx context.Context, f files, version, name stri
 		return nil, err
 	}
 	t.parseSums(sums)
-	t.SignedBy = signer.String()
+	t.SignedBy, t.Made = signer.String(), path.Base(m.Source) != "profiles.json"
 	if err := c.renewIndices(ctx, f, t); err != nil {
 		return nil, err
 	}

@@ -37,6 +37,7 @@ type target struct {
 	Signer   usign.Fingerprint `json:"-"`
 	SignedBy string            `json:"signer"`
 	Revision string            `json:"revision"`
+	Made     bool              `json:"made,omitempty"` // its ImageBuilder said it, the upstream has no profiles.json
 	Arch     string            `json:"arch"`
 	Kernel   string            `json:"kernel,omitempty"` // the folder of its modules
 	Archive  Archive           `json:"archive"`          // without the URL

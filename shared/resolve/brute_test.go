@@ -102,22 +102,26 @@ func (b brute) met(set []*feed.Package, d feed.Dependency) bool {
 	return b.granted[d.Name] || slices.ContainsFunc(set, func(p *feed.Package) bool { return b.bears(p, d) })
 }
 
+// bears: opkg may overlook versions; to apk, none is an old one.
 func (b brute) bears(p *feed.Package, d feed.Dependency) bool {
-	if p.Name == d.Name && b.meets(p.Version, d.Op, d.Version) {
-		return true
+	versions := []string{}
+	if p.Name == d.Name {
+		versions = append(versions, p.Version)
 	}
 	for _, o := range p.Provides {
-		switch {
-		case o.Name != d.Name:
-		case d.Op == "":
-			return true
-		case b.Format == Opkg && b.meets(p.Version, d.Op, d.Version):
-			return true
-		case o.Version != "" && b.meets(o.Version, d.Op, d.Version):
-			return true
+		if o.Name == d.Name {
+			versions = append(versions, o.Version)
 		}
 	}
-	return false
+	return slices.ContainsFunc(versions, func(v string) bool {
+		switch {
+		case b.Format == Opkg:
+			return true
+		case v == "":
+			return d.Op == "" || d.Op[0] == '<'
+		}
+		return b.meets(v, d.Op, d.Version)
+	})
 }
 
 // clash tells whether the package manager certainly minds two of the set.
@@ -130,7 +134,7 @@ func (b brute) clash(set []*feed.Package) bool {
 			if b.Format == Opkg && b.names(p, q) && b.names(q, p) {
 				return true
 			}
-			if b.Format == Opkg && (b.names(p, q) || b.names(q, p)) && b.alike(p, q) {
+			if b.Format == Opkg && b.alike(p, q) && (b.names(p, q) && !b.leads(p, q) || b.names(q, p) && !b.leads(q, p)) {
 				return true
 			}
 		}
@@ -144,6 +148,26 @@ func (b brute) excludes(p, q *feed.Package) bool {
 
 func (b brute) names(p, q *feed.Package) bool {
 	return slices.ContainsFunc(p.Conflicts, func(c feed.Dependency) bool { return c.Name == q.Name && b.meets(q.Version, c.Op, c.Version) })
+}
+
+// leads tells whether a package may need another one.
+func (b brute) leads(from, to *feed.Package) bool {
+	reached := map[*feed.Package]bool{from: true}
+	for range b.packages {
+		for p := range reached {
+			for _, d := range p.Depends {
+				for _, q := range b.packages {
+					if b.bears(q, d) || slices.ContainsFunc(d.Or, func(o feed.Dependency) bool { return b.bears(q, o) }) {
+						if q == to {
+							return true
+						}
+						reached[q] = true
+					}
+				}
+			}
+		}
+	}
+	return false
 }
 
 // held are the names of a package with what it says of their versions.

@@ -49,7 +49,7 @@ func (s *solver) pair(set []*node, and func(a, b *node) bool) (a, b *node) {
 	for _, n := range set {
 		for _, c := range n.Conflicts {
 			for _, m := range there[c.Name] {
-				if m != n && s.Format.meet(m.Package, c) && and(n, m) {
+				if m != n && s.Format.fits(m.Package, c) && and(n, m) {
 					return n, m
 				}
 			}
@@ -109,7 +109,7 @@ func versioned(n *node) []string {
 // around. apk always minds it. opkg only looks at what is there already
 // when it comes to the one that declares it, and only at packages of that very
 // name: so both have to declare it, or be variants of each other,
-// which bring the same files.
+// which bring the same files; but not if the one comes along with the other.
 func (s *solver) certain(a, b *node) bool {
 	if s.Format == APK {
 		return true
@@ -117,7 +117,29 @@ func (s *solver) certain(a, b *node) bool {
 	if s.rival(a, bearersOf([]*node{b})) != nil {
 		return true
 	}
-	return declares(s.Format, a, b) && (declares(s.Format, b, a) || related(a, b))
+	return declares(s.Format, a, b) && (declares(s.Format, b, a) || related(a, b) && !s.leads(a, b))
+}
+
+// leads tells whether a package may need another one, over any number of
+// others. What is needed is installed after the conflicts were looked at.
+func (s *solver) leads(from, to *node) bool {
+	seen, todo := map[*node]bool{}, []*node{from}
+	for len(todo) > 0 {
+		n := todo[0]
+		todo = todo[1:]
+		for _, need := range n.Depends {
+			for _, m := range s.candidates(need) {
+				if m == to {
+					return true
+				}
+				if !seen[m] {
+					seen[m] = true
+					todo = append(todo, m)
+				}
+			}
+		}
+	}
+	return false
 }
 
 // declares tells whether a's conflicts name b itself.

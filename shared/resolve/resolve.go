@@ -215,7 +215,7 @@ func (s *solver) candidates(d feed.Dependency) []*node {
 			one = d.Or[i]
 		}
 		for _, n := range s.find(one.Name) {
-			if s.Format.meet(n.Package, one) && !slices.Contains(list, n) {
+			if s.Format.may(n.Package, one) && !slices.Contains(list, n) {
 				list = append(list, n)
 			}
 		}
@@ -228,19 +228,37 @@ func (s *solver) granted(d feed.Dependency) bool {
 	return s.Format == Opkg17 || s.Granted(d.Name) || slices.ContainsFunc(d.Or, func(o feed.Dependency) bool { return s.Granted(o.Name) })
 }
 
-// meet tells whether a package is what a dependency names. opkg holds a
-// condition against the version of the package whatever the name; apk
-// against the version that the package gives the name, if it gives one.
-func (f Format) meet(p *feed.Package, d feed.Dependency) bool {
+// bears tells whether a package is what a dependency names, whatever the
+// version.
+func bears(p *feed.Package, name string) bool {
+	return p.Name == name || slices.ContainsFunc(p.Provides, func(o feed.Dependency) bool { return o.Name == name })
+}
+
+// fits tells whether a package is what a dependency names, in a version that
+// meets its condition. opkg holds that against the version of the package
+// whatever the name; apk against the version that the package gives the name,
+// and takes none for an old one.
+func (f Format) fits(p *feed.Package, d feed.Dependency) bool {
 	if p.Name == d.Name && f.meets(p.Version, d.Op, d.Version) {
 		return true
 	}
 	for _, o := range p.Provides {
-		if o.Name == d.Name && (d.Op == "" || f != APK && f.meets(p.Version, d.Op, d.Version) || o.Version != "" && f.meets(o.Version, d.Op, d.Version)) {
+		switch {
+		case o.Name != d.Name:
+		case o.Version != "" && f.meets(o.Version, d.Op, d.Version), f != APK && f.meets(p.Version, d.Op, d.Version):
+			return true
+		case o.Version == "" && (d.Op == "" || d.Op == "<" || d.Op == "<=" || d.Op == "?"):
 			return true
 		}
 	}
 	return false
+}
+
+// may tells whether a package can do for a dependency. opkg minds the version
+// at some times and not at others: it depends on the order in which it came to
+// look at the two.
+func (f Format) may(p *feed.Package, d feed.Dependency) bool {
+	return f.fits(p, d) || f != APK && bears(p, d.Name)
 }
 
 // broken tells whether a package certainly cannot be installed for want of
@@ -306,6 +324,11 @@ func (s *solver) meet(list []*node, d feed.Dependency, depth int) {
 		s.sure = s.sure && granted
 		return
 	}
+	if fit := s.fitting(list, d); len(fit) > 0 {
+		list = fit
+	} else {
+		s.sure = s.sure && granted
+	}
 	n := s.preferred(list, d.Name)
 	if n.chosen {
 		return
@@ -315,6 +338,12 @@ func (s *solver) meet(list []*node, d feed.Dependency, depth int) {
 	for _, need := range n.Depends {
 		s.meet(s.usable(need), need, depth+1)
 	}
+}
+
+func (s *solver) fitting(list []*node, d feed.Dependency) []*node {
+	return slices.DeleteFunc(slices.Clone(list), func(n *node) bool {
+		return !s.Format.fits(n.Package, d) && !slices.ContainsFunc(d.Or, func(o feed.Dependency) bool { return s.Format.fits(n.Package, o) })
+	})
 }
 
 // preferred is what a package manager takes of several: what is there anyway,
