@@ -3,7 +3,7 @@
 # make test    everything that has to pass; make test-fast is the inner loop
 # make test-aws       only the test of the deployment on AWS
 # make deploy-local   template.yaml on an emulator of AWS; make deploy is the real thing, see docs/deploy.md
-# make bench   figures, see docs/performance.md; make bench-aws those of the drivers for AWS
+# make bench   figures, see docs/performance.md; IB=DIR those of both paths on an unpacked ImageBuilder; make bench-aws those of the drivers for AWS
 
 SHELL := /bin/bash -o pipefail
 GO    ?= go
@@ -85,7 +85,7 @@ deploy: functions
 	SAM_CLI_TELEMETRY=0 $(SAM) deploy --parameter-overrides Architecture=$(ARCHITECTURE) $(PARAMETERS)
 
 bench: setup sysup
-	@scripts/bench
+	@IB=$(IB) scripts/bench
 
 # 200 requests, FULL=1 for 1,000; ARGS='-kill' and others are in scripts/load/builders_test.go.
 bench-aws: setup

@@ -43,6 +43,7 @@ var layout = map[string][]string{
 	"shared/certify":         {"shared/usign", "shared/build"},
 	"infra":                  {},
 	"scripts":                {"shared/usign", "shared/feed", "shared/client", "shared/catalog/catalogtest", "scripts"},
+	"scripts/paths":          {"builder/imagebuilder", "builder/sandbox", "shared/build"},
 }
 
 // owners are the only folders that may import what stands behind a driver,

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/attended-sysupgrade/sysup/builder"
+	"github.com/attended-sysupgrade/sysup/builder/sandbox"
 	"github.com/attended-sysupgrade/sysup/scripts/demo/demotest"
 	"github.com/attended-sysupgrade/sysup/scripts/demo/distro"
 	"github.com/attended-sysupgrade/sysup/shared/build"
@@ -21,21 +22,22 @@ import (
 )
 
 // demoSite is a site over the demo distribution, whose ImageBuilders are ones
-// that the fast path knows. repeat is one in so many builds.
-func demoSite(t *testing.T, repeat int) (s *site, differs *atomic.Int64) {
+// that the fast path knows. Each build is made on both paths.
+func demoSite(t *testing.T, o setting) (s *site, differs *atomic.Int64) {
 	t.Helper()
+	o.timeLimit = 5 * time.Minute
 	differs = new(atomic.Int64)
-	s = &site{TB: t, folder: t.TempDir(), counts: &counts{}, log: &logBuffer{}, defects: new(atomic.Int64), setting: setting{workers: -1}}
+	s = &site{TB: t, folder: t.TempDir(), counts: &counts{}, log: &logBuffer{}, defects: new(atomic.Int64), setting: o}
 	if err := errors.Join(os.Chmod(s.folder, 0o711), os.Chmod(filepath.Dir(s.folder), 0o711)); err != nil {
 		t.Fatal(err)
 	}
 	up := demotest.Start(t, distro.Options{}, nil)
 	s.url = up.URL
 	s.openDrivers()
-	o := catalog.Options{Upstream: up.URL, Dir: filepath.Join(s.folder, "catalog"), Log: s.logger()}
+	options := catalog.Options{Upstream: up.URL, Dir: filepath.Join(s.folder, "catalog"), Log: s.logger()}
 	var err error
-	if err = o.Trust([]string{up.KeyFile, up.APKKeyFile}); err == nil {
-		s.catalog, err = catalog.New(o)
+	if err = options.Trust([]string{up.KeyFile, up.APKKeyFile}); err == nil {
+		s.catalog, err = catalog.New(options)
 	}
 	if err == nil {
 		t.Cleanup(func() { s.catalog.Close() })
@@ -44,7 +46,6 @@ func demoSite(t *testing.T, repeat int) (s *site, differs *atomic.Int64) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.setting.timeLimit = 5 * time.Minute
 	s.openSandbox()
 	if s.server, err = usign.Generate("test server"); err != nil {
 		t.Fatal(err)
@@ -52,7 +53,7 @@ func demoSite(t *testing.T, repeat int) (s *site, differs *atomic.Int64) {
 	s.keys = builder.NewKeys(s.certify)
 	s.service = &build.Service{Records: s.records, Queue: s.queue, Secret: []byte("secret")}
 	s.change = func(c *builder.Config) {
-		c.Repeat, c.Differs = repeat, func() { differs.Add(1) }
+		c.Repeat, c.Differs = 1, func() { differs.Add(1) }
 	}
 	s.start()
 	return s, differs
@@ -61,6 +62,8 @@ func demoSite(t *testing.T, repeat int) (s *site, differs *atomic.Int64) {
 func router(packages ...string) build.Request {
 	return build.Request{Version: "24.10.90", Target: "demo/flash", Profile: "demo_router-a1", Packages: packages}
 }
+
+func withScript(r build.Request) build.Request { r.Defaults = "echo one"; return r }
 
 // compared waits for the worker to say that it compared two paths for the n-th
 // time.
@@ -81,23 +84,19 @@ func (s *site) compared(n int) {
 // fast, and all images are those of make image.
 func TestFastPath(t *testing.T) {
 	t.Parallel()
-	s, differs := demoSite(t, 1) // so each is made on both paths
+	s, differs := demoSite(t, setting{})
 	for i, test := range []struct {
 		about   string
 		request build.Request
 		path    string
 	}{
 		{"the first", router("nano"), "plain"},
-		{"another", router("nano", "htop"), "fast"},
-		{"its base is made", router("nano", "-mtd"), "fast"},
-		{"its base is there", router("htop", "-mtd"), "fast"},
-		{"nothing added, a script", build.Request{Version: "24.10.90", Target: "demo/flash", Profile: "demo_router-b2", Defaults: "echo one"}, "fast"},
+		{"another, with a script", withScript(router("nano", "htop")), "fast"},
+		{"a base is missed", router("nano", "-mtd"), "fast"},
+		{"it is made", router("htop", "-mtd"), "fast"},
 		{"disks, the first", build.Request{Version: "24.10.90", Target: "x86/64", Profile: "generic", Packages: []string{"nano"}}, "plain"},
-		{"disks, one file system", build.Request{Version: "24.10.90", Target: "x86/64", Profile: "generic", Packages: []string{"tree"}, Filesystem: "squashfs"}, "fast"},
-		{"apk, the first", build.Request{Version: "25.12.90", Target: "x86/64", Profile: "generic", Packages: []string{"nano"}}, "plain"},
-		{"apk", build.Request{Version: "25.12.90", Target: "x86/64", Profile: "generic", Packages: []string{"nano", "tree"}, RootfsSizeMB: 80}, "fast"},
-		{"as old as 23.05, the first", build.Request{Version: "23.05.90", Target: "demo/flash", Profile: "demo_router-a1"}, "plain"},
-		{"as old as 23.05", build.Request{Version: "23.05.90", Target: "demo/flash", Profile: "demo_router-a1", Packages: []string{"nano"}}, "fast"},
+		{"apk, the first", build.Request{Version: "25.12.90", Target: "x86/64", Profile: "generic", Packages: []string{"nano"}, Filesystem: "squashfs"}, "plain"},
+		{"apk", build.Request{Version: "25.12.90", Target: "x86/64", Profile: "generic", Packages: []string{"tree"}, Filesystem: "squashfs", RootfsSizeMB: 80}, "fast"},
 	} {
 		s := s.in(t)
 		result := s.done(s.build(test.request))
@@ -112,11 +111,30 @@ func TestFastPath(t *testing.T) {
 	s.clean()
 }
 
+// TestFastPathConfined: the same where no overlay can be mounted, and where jobs
+// see their trees at places that differ.
+func TestFastPathConfined(t *testing.T) {
+	t.Parallel()
+	for _, o := range []setting{{copy: true}, {mechanism: sandbox.Plain}} {
+		s, differs := demoSite(t, o)
+		s.done(s.build(router("nano")))
+		s.compared(1)
+		if result := s.done(s.build(router("htop"))); result.Path != "fast" {
+			t.Errorf("%+v: the path is %q\n%s", o, result.Path, s.log)
+		}
+		s.compared(2)
+		if differs.Load() != 0 {
+			t.Errorf("%+v: the paths differ:\n%s", o, s.log)
+		}
+		s.clean()
+	}
+}
+
 // TestFastPathBroken: whatever is wrong with what the fast path uses, the first
 // build with an ImageBuilder and those that are repeated find it out.
 func TestFastPathBroken(t *testing.T) {
 	t.Parallel()
-	s, differs := demoSite(t, 1)
+	s, differs := demoSite(t, setting{})
 	s.done(s.build(router("nano")))
 	s.compared(1)
 	names, _ := filepath.Glob(filepath.Join(s.setting.trees, "*", "root-*.tar"))

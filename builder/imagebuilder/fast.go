@@ -35,11 +35,12 @@ func (v *View) mayBeFast() bool {
 const (
 	openScript = `exec make -s "$@" sysup-open package_reload sysup-tell`
 	baseScript = `root=$1; shift; make package_install "$@" >&2 && exec tar -C "$(dirname "$root")" -cf - "$(basename "$root")"`
-	// makeScript begins with the root folder packed in $1, if any.
+	// makeScript begins with the root folder packed in $1, if any, to which
+	// nothing may have to be added.
 	makeScript = `set -e
-base=$1 root=$2 parallel=$3; shift 3
+base=$1 root=$2 more=$3 parallel=$4; shift 4
 if [ "$base" ]; then rm -rf "$root"; tar -C "$(dirname "$root")" -xpf "$base"; fi
-make package_install "$@"
+if [ "$more" ]; then make package_install "$@"; fi
 make -s prepare_rootfs "$@"
 make -s build_image "$@" "$parallel"
 make -s json_overview_image_info "$@"
@@ -74,8 +75,12 @@ func (v *View) runFast(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	more := "yes"
+	if base != "" && len(v.plan.Add) == 0 {
+		more = ""
+	}
 	parallel := fmt.Sprintf("NO_TRACE_MAKE=make -j%d V=s", runtime.GOMAXPROCS(0)+1) // one of them waits for the disk
-	call := append([]string{"sh", "-c", makeScript, "sh", base, told.root, parallel}, v.variables(v.packages())...)
+	call := append([]string{"sh", "-c", makeScript, "sh", base, told.root, more, parallel}, v.variables(v.packages())...)
 	if err := v.box.Run(ctx, sandbox.Command{Args: call, Env: v.environment(), Stdout: stdout, Stderr: stderr}); err != nil {
 		return v.orPlain(err)
 	}
@@ -156,12 +161,14 @@ func (v *View) runEither(ctx context.Context) error {
 		return err
 	}
 	if v.mayBeFast() {
+		fmt.Fprintln(v.transcript.log, "[by its steps, one by one]")
 		err := v.runFast(ctx)
 		if !errors.Is(err, errNotFast) {
 			v.Path = PathFast
 			return err
 		}
 		v.tree.store.options.Log.Warn("a build takes the plain path", "reason", err)
+		fmt.Fprintln(v.transcript.log, "[and once more, as it stands above]")
 		if err := v.beginAnew(ctx); err != nil {
 			return err
 		}

@@ -35,6 +35,14 @@ func testProxy(t *testing.T, f *fixture) {
 		}
 		asked <- "ended"
 	}
+	next := func() string {
+		select {
+		case what := <-asked:
+			return what
+		case <-time.After(5 * time.Second):
+			return "nothing"
+		}
+	}
 	if !f.spec.Mechanism.Namespaced() {
 		if _, err := sandbox.Prepare(t.Context(), f.spec); !errors.Is(err, sandbox.ErrSetup) {
 			t.Errorf("without a network of its own there is no proxy: error %v", err)
@@ -44,12 +52,14 @@ func testProxy(t *testing.T, f *fixture) {
 	job := f.prepare(t)
 	for range 2 {
 		want(t, job, "wget -q -O - http://"+sandbox.ProxyAddress+"/feed", "from the server")
-		if got := []string{<-asked, <-asked}; !slices.Equal(got, []string{"/feed", "ended"}) {
+		if got := []string{next(), next()}; !slices.Equal(got, []string{"/feed", "ended"}) {
 			t.Errorf("the proxy saw %q", got)
 		}
 	}
 	fails(t, job, "bash -c 'echo > /dev/tcp/192.0.2.1/80'")
-	<-asked
+	if got := next(); got != "ended" {
+		t.Errorf("the proxy saw %q", got)
+	}
 	// A server that cannot be set up ends as ever, and so does its proxy.
 	if err := job.Run(t.Context(), sandbox.Command{Args: []string{"no-such-program"}, Env: []string{path}}); !errors.Is(err, sandbox.ErrSetup) {
 		t.Errorf("error %v", err)
@@ -150,6 +160,7 @@ func testFiles(t *testing.T, f *fixture) {
 	want(t, job, "head -c 3 /dev/zero | wc -c; head -c 3 /dev/urandom | wc -c; echo x > /dev/null; python3 -c 'print(1)'; perl -e 'print 2'", "3\n3\n1\n2")
 	if f.spec.Mechanism.Namespaced() {
 		want(t, job, "cd /dev && echo * | sed 's/ tty//'", "fd full null random shm stderr stdin stdout urandom zero")
+		want(t, job, `awk '$2 !~ "^/(tmp|proc|dev/)" && $4 !~ /^ro(,|$)/ { print $2 " can be written" }' /proc/mounts`, "")
 		want(t, job, "cat /proc/mounts | cut -d ' ' -f 2 | grep -v -E '^(/|/(usr|bin|sbin|lib[x0-9]*|opt|etc|nix/store|gnu/store|var/lib/ca-certificates|proc|dev|tmp)(/.*)?)$' | grep -v -F "+sandbox.Resolver()+" || echo no more", "no more")
 	}
 }

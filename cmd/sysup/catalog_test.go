@@ -117,6 +117,7 @@ func TestOldVersionOnDemand(t *testing.T) {
 func TestDemoOldVersion(t *testing.T) {
 	d := startDemo(t)
 	flash := client.Request{Version: "19.07.90", Target: "demo/flash", Profile: "demo,router-a1", Packages: []string{"nano", "jq", "-firewall4"}}
+	d.prepared(t, flash)
 	result, dir := d.build(t, flash)
 	imageOf(t, result, "sysupgrade", "squashfs")
 	imageOf(t, result, "factory", "squashfs")
@@ -130,6 +131,7 @@ func TestDemoOldVersion(t *testing.T) {
 	}
 
 	disk := client.Request{Version: "19.07.90", Target: "x86/64", Profile: "generic", Filesystem: "squashfs"}
+	d.prepared(t, disk)
 	result, _ = d.build(t, disk)
 	for _, kind := range []string{"combined", "rootfs"} {
 		for _, filesystem := range []string{"squashfs", "ext4"} {
@@ -200,4 +202,16 @@ func TestOldVersionOnPremises(t *testing.T) {
 	}
 	worker.stop()
 	server.stop()
+}
+
+// prepared asks until the server takes the request: the client would wait for
+// half a minute each time.
+func (d demo) prepared(t *testing.T, r client.Request) {
+	t.Helper()
+	for begin := time.Now(); ; time.Sleep(200 * time.Millisecond) {
+		_, err := (&client.Client{URL: d.url}).Submit(t.Context(), r)
+		if failed, ok := err.(*client.Error); !ok || failed.Status != http.StatusServiceUnavailable || time.Since(begin) > time.Minute {
+			return
+		}
+	}
 }

@@ -287,7 +287,7 @@ func (s *site) worker(name string, i int) *builder.Worker {
 			Mechanism: s.support.Mechanism, Copy: s.support.View != "overlay", UID: s.BuildUID + i, GID: s.BuildUID + i,
 			Hide: s.hidden(),
 		},
-		Lifetimes: build.DefaultLifetimes, Presence: s.presence, Ended: s.ended(), Defect: s.defect, Log: s.log,
+		Lifetimes: build.DefaultLifetimes, Presence: s.presence, Ended: s.ended(), Defect: s.defect, Differs: s.differs, Log: s.log,
 	})
 }
 
@@ -309,6 +309,9 @@ func (s *site) ended() func(build.Record) {
 
 // defect counts a build that ended otherwise than the catalogue was sure of.
 func (s *site) defect() { s.figure(aws.MetricDisagreed, 1) }
+
+// differs counts an ImageBuilder whose fast path was found to give other bytes.
+func (s *site) differs() { s.figure(aws.MetricPathsDiffer, 1) }
 
 // figure prints one figure, if they are wanted.
 func (s *site) figure(metric string, value float64) {

@@ -24,7 +24,8 @@ const (
 	MetricFailed       = "BuildsFailed"
 	MetricRefused      = "Refused"
 	MetricSandbox      = "SandboxLevel" // by rank, 4 is the best; once for each start of a builder
-	MetricDisagreed    = "Disagreed" // resolver and ImageBuilder; none is printed as long as there is none
+	MetricDisagreed    = "Disagreed"    // resolver and ImageBuilder; none is printed as long as there is none
+	MetricPathsDiffer  = "PathsDiffer"  // fast and plain path of an ImageBuilder, likewise
 )
 
 // units are CloudWatch's words. It has none for minutes.

@@ -7,10 +7,13 @@
 // What vouches for what: a target's sha256sums is signed by a usign key of the
 // Options or of ReleaseKeys, and vouches for its profiles.json, its
 // ImageBuilder and, where they are listed, its package indices. Other indices
-// are held against their Packages.sig where there is one. Without a signature
-// they are taken as they are: they only decide which names are refused at
-// once and how names are spelled, and the ImageBuilder verifies by itself what
-// it installs. The lists of versions and targets are not signed upstream.
+// of opkg are held against their Packages.sig where there is one; those of apk,
+// packages.adb, have to be signed by a key of the Options if these have any.
+// Without a signature or a key they are taken as they are: they only decide
+// what is refused at once and how names are spelled, and the ImageBuilder
+// verifies by itself what it installs. Of apk's packages an index.json tells no
+// more than names and versions: it is made do with where there is nothing else.
+// The lists of versions and targets are not signed upstream.
 //
 // Nothing that fails a check replaces what was good before.
 //

@@ -49,7 +49,7 @@ func (s *solver) pair(set []*node, and func(a, b *node) bool) (a, b *node) {
 	for _, n := range set {
 		for _, c := range n.Conflicts {
 			for _, m := range there[c.Name] {
-				if m != n && s.Format.fits(m.Package, c) && and(n, m) {
+				if m != n && s.Format.may(m.Package, c) && and(n, m) {
 					return n, m
 				}
 			}

@@ -74,6 +74,7 @@ type node struct {
 	forced bool
 	by     *node // which needs it; nil if it is wanted itself
 	chosen bool
+	called bool // by a name for which apk takes it unasked
 }
 
 type state int
@@ -324,12 +325,15 @@ func (s *solver) meet(list []*node, d feed.Dependency, depth int) {
 		s.sure = s.sure && granted
 		return
 	}
-	if fit := s.fitting(list, d); len(fit) > 0 {
+	fit := s.fitting(list, d)
+	if len(fit) > 0 {
 		list = fit
-	} else {
-		s.sure = s.sure && granted
 	}
+	// Package managers may well take one that is broken, and then give up.
+	anyBroken := slices.ContainsFunc(s.candidates(d), func(n *node) bool { return n.state == broken })
+	s.sure = s.sure && (granted || len(fit) > 0 && len(d.Or) == 0 && !anyBroken)
 	n := s.preferred(list, d.Name)
+	n.called = n.called || !virtual(n.Package, d.Name)
 	if n.chosen {
 		return
 	}
@@ -338,6 +342,13 @@ func (s *solver) meet(list []*node, d feed.Dependency, depth int) {
 	for _, need := range n.Depends {
 		s.meet(s.usable(need), need, depth+1)
 	}
+}
+
+// virtual tells whether apk wants to be told to take the package for that name:
+// it has neither a version under it nor a priority.
+func virtual(p *feed.Package, name string) bool {
+	versioned := func(o feed.Dependency) bool { return o.Name == name && o.Version != "" }
+	return p.Name != name && p.Priority == 0 && !slices.ContainsFunc(p.Provides, versioned)
 }
 
 func (s *solver) fitting(list []*node, d feed.Dependency) []*node {
@@ -383,6 +394,7 @@ func (s *solver) solution() Solution {
 		sum.Installed += n.InstalledSize
 		sum.Download += n.Size
 	}
-	sum.Sure = s.sure && !s.quarrel()
+	uncalled := s.Format == APK && slices.ContainsFunc(s.picked, func(n *node) bool { return !n.called })
+	sum.Sure = s.sure && !uncalled && !s.quarrel()
 	return sum
 }

@@ -17,6 +17,9 @@ func parse(t *testing.T, stanzas string) *world {
 	}
 	w := &world{granted: map[string]bool{"kernel": true, "libc": true}}
 	for i := range list {
+		if list[i].ABI != "" {
+			list[i].Priority = 10 // as OpenWrt gives it
+		}
 		w.packages = append(w.packages, &list[i])
 	}
 	return w
@@ -73,6 +76,14 @@ Version: 2024.03.29-r1
 ABIVersion: 20240329
 Provides: libubox
 
+Package: old-style
+Version: 1
+Depends: wget (<< 2)
+
+Package: new-style
+Version: 1
+Depends: wget (>= 2)
+
 Package: wget-ssl
 Version: 1
 Provides: wget
@@ -98,7 +109,8 @@ func TestRefusals(t *testing.T) {
 		{Opkg, "luci-app-x", nil, "luci-app-x needs libfoo, which OpenWrt 25.12.5 does not have. Did you mean libfoo2? Leave luci-app-x out."},
 		{APK, "luci-app-y", nil, "luci-app-y needs luci-app-x, luci-app-x needs libfoo, which OpenWrt 25.12.5 does not have. Did you mean libfoo2? Leave luci-app-y out."},
 		{Opkg17, "luci-app-y", nil, ""}, // goes on without
-		{Opkg, "newer", nil, "newer needs luci-base (>= 27), which OpenWrt 25.12.5 has as 26.1 only. Did you mean libfoo2? Leave newer out."},
+		{Opkg, "newer", nil, ""},        // it does not always look
+		{APK, "newer", nil, "newer needs luci-base (>= 27), which OpenWrt 25.12.5 has as 26.1 only. Did you mean libfoo2? Leave newer out."},
 		{Opkg, "dnsmasq-full dnsmasq", nil, "dnsmasq-full conflicts with dnsmasq, which is a default package: send -dnsmasq, too."},
 		{Opkg, "dnsmasq dnsmasq-full", nil, "dnsmasq-full conflicts with dnsmasq, which is a default package: send -dnsmasq, too."},
 		{Opkg17, "dnsmasq dnsmasq-full", nil, ""}, // overwrites
@@ -113,6 +125,8 @@ func TestRefusals(t *testing.T) {
 		{Opkg, "dnsmasq-full", map[string]string{"dnsmasq": "2.89"}, ""},                           // what stands for it may have any
 		{APK, "libubox luci-base", map[string]string{"libubox": "2025-r1", "luci-base": "27"}, ""}, // of a newer index
 		{APK, "wget", nil, ""},
+		{APK, "old-style", nil, ""}, // no version is an old one
+		{APK, "new-style", nil, "new-style needs wget (>= 2), which OpenWrt 25.12.5 has as 1 only. Did you mean libfoo2? Leave new-style out."},
 	} {
 		q := Query{Format: c.format, Want: strings.Fields(c.want), Pins: c.pins}
 		_, problem := Resolve(parse(t, sample), q)
@@ -157,6 +171,8 @@ func TestSolution(t *testing.T) {
 		{APK, "libubox kmod-x", "kmod-x libubox20240329", true},
 		{Opkg, "wget wget-ssl", "wget-ssl", true},
 		{Opkg, "wget", "wget-ssl", false},
+		{APK, "wget", "wget-ssl", false}, // it wants to be told which
+		{APK, "wget wget-nossl", "wget-nossl", true},
 		{APK, "hostapd mesh11sd", "mesh11sd wpad-mesh-openssl", true},
 	} {
 		got, problem := Resolve(parse(t, sample), Query{Format: c.format, Want: strings.Fields(c.want)})

@@ -228,6 +228,9 @@ func (u *Upstream) adb(dir string, packages []Package, stanzas []byte) {
 	list, err := feed.ParsePackages(stanzas)
 	for i := range list {
 		list[i].Provides = append(list[i].Provides, feed.Dependency{Name: list[i].Name + "-any"})
+		if list[i].ABI != "" {
+			list[i].Priority = 10
+		}
 	}
 	index, err2 := feed.WriteADB(list, u.apkKey)
 	if err := errors.Join(err, err2); err != nil {
