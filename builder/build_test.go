@@ -341,8 +341,8 @@ func TestRepositories(t *testing.T) {
 		name, version, mode string
 		has, lacks          []string
 	}{
-		{"opkg replaces", "24.10.0", "replace", []string{"repositories.conf: src/gz mine https://feeds.example.org/mine\n", "src imagebuilder file:packages\n", "option check_signature\n"}, []string{"src/gz openwrt_core"}},
-		{"opkg appends", "24.10.0", "append", []string{"repositories.conf: src/gz mine https://feeds.example.org/mine\n", "src/gz openwrt_core"}, nil},
+		{"opkg replaces", "24.10.0", "replace", []string{"repositories.conf: src/gz request_mine https://feeds.example.org/mine\n", "src imagebuilder file:packages\n", "option check_signature\n"}, []string{"src/gz openwrt_core"}},
+		{"opkg appends", "24.10.0", "append", []string{"repositories.conf: src/gz request_mine https://feeds.example.org/mine\n", "src/gz openwrt_core"}, nil},
 		{"apk replaces", "25.12.0", "replace", []string{"repositories: https://feeds.example.org/mine/packages.adb\n"}, []string{"/packages/x86_64/base/packages.adb"}},
 		{"apk appends", "25.12.0", "append", []string{"repositories: https://feeds.example.org/mine/packages.adb\n", "/packages/x86_64/base/packages.adb"}, nil},
 	} {

@@ -118,11 +118,11 @@ func newSite(t testing.TB, o setting) *site {
 	return s
 }
 
-// uids differ between all workers of all tests: at the weakest level of
+// uids differ between all workers of all tests, of other runs of them too: at the weakest level of
 // confinement a job's end is the end of all processes of its user.
 var uids atomic.Int64
 
-func nextUID() int { return 66000 + int(uids.Add(1)) }
+func nextUID() int { return 1<<24 + os.Getpid()%(1<<20)<<8 + int(uids.Add(1)) }
 
 func (s *site) serveUpstream() {
 	s.web = &upstream{files: http.FileServer(http.Dir(filepath.Join(s.folder, "upstream")))}

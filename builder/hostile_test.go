@@ -97,25 +97,25 @@ var attacks = []attack{
 		kill -9 $(cat /proc/*/stat | cut -d " " -f 1 | grep -x {pid})`), build.KindBuild, "log", 6},
 	{"kills all that it can", `kill -9 -1; sleep 1; exit 1`, build.KindWorker, "killed", 6},
 	{"kills what keeps it", `p=$$; while [ "${p:-0}" -gt 1 ]; do p=$(cut -d ' ' -f 4 /proc/$p/stat 2>/dev/null) || break; kill -9 $p 2>/dev/null; done; kill -9 1 2>/dev/null; sleep 1; exit 1`, "", "", 6},
-	{"forks without end", `bomb() { bomb | bomb & }; bomb; sleep 30`, "", "", 0},
+	{"forks without end", `bomb() { bomb | bomb & }; bomb; sleep 2; exit 1`, "", "", 0},
 	{"fills memory", fmt.Sprintf(python, `
 import os, time
 for i in range(4):
 	if os.fork() == 0:
-		x = bytearray(100 << 20)
+		x = bytearray(200 << 20)
 		for j in range(0, len(x), 4096): x[j] = 1
 		time.sleep(1); os._exit(0)
 x = []
-for i in range(300): x.append(bytes(1 << 20))
+for i in range(600): x.append(bytes(1 << 20))
 os._exit(1)`) + "; exit 1", "", "", 0},
 	{"fills the disk", `head -c 60000000 /dev/zero > big; head -c 60000000 /dev/zero > "$BIN_DIR/big"; sleep 30`, build.KindBuild, "disk", 0},
 	{"fills the disk with nothing", fmt.Sprintf(python, `
 import os
-for i in range(9000): os.mkdir("d" + str(i))`) + "; sleep 30", build.KindBuild, "disk", 0},
+for i in range(4500): os.mkdir("d" + str(i))`) + "; sleep 30", build.KindBuild, "disk", 0},
 	{"hides what it writes", fmt.Sprintf(python, `
 import os
 for i in range(2000): os.mkdir("deeper"); os.chdir("deeper")
-for i in range(9000): os.mkdir("d" + str(i))`) + "; sleep 30", build.KindBuild, "disk", 0},
+for i in range(4500): os.mkdir("d" + str(i))`) + "; sleep 30", build.KindBuild, "disk", 0},
 	{"takes its time, deaf", `trap '' HUP INT TERM; while :; do sleep 1; done`, build.KindTime, "", 0},
 	{"leaves a daemon", `for n in 1 2; do (setsid bash -c 'trap "" TERM HUP; (exec -a {mark} sleep 3600) & sleep 3601' {mark} &) >/dev/null 2>&1 </dev/null; done; sleep 0.1; exit 1`, build.KindBuild, "log", 0},
 	{"names 300 bytes long", `touch "$BIN_DIR/$(printf %300s | tr ' ' x)" && echo REACHED; touch "$BIN_DIR/../x" 2>/dev/null; exit 1`, build.KindBuild, "log", 0},
@@ -137,7 +137,7 @@ func attackScript(dir, port, mark string) string {
 }
 
 // ordinaryUser runs these tests without root; nothing else on a machine has it.
-const ordinaryUser = 64933
+var ordinaryUser = nextUID()
 
 // TestSealed runs every attack through the whole builder at each level that root and an ordinary user reach here. Each
 // run is a process of its own, so that it has an environment and a user to be attacked.
@@ -178,7 +178,6 @@ func TestSealed(t *testing.T) {
 }
 
 func sealed(t *testing.T) {
-	uids.Store(int64(1000 + os.Geteuid()%1000)) // not those of the other processes
 	levels := map[sandbox.Mechanism]sandbox.Level{sandbox.UserNamespaces: sandbox.LevelSealed, sandbox.Plain: sandbox.LevelSameUser}
 	if os.Geteuid() == 0 {
 		levels = map[sandbox.Mechanism]sandbox.Level{sandbox.Namespaces: sandbox.LevelSealed, sandbox.Plain: sandbox.LevelOffline}
@@ -201,8 +200,8 @@ func withstand(t *testing.T, mechanism sandbox.Mechanism, level sandbox.Level) {
 	dir, mark := bait(t), fmt.Sprint("hostile-test-", os.Getpid(), "-", level)
 	_, port, _ := net.SplitHostPort(service.Addr().String())
 	s := newSite(t, setting{
-		mechanism: mechanism, denyNetwork: true, workers: 2, timeLimit: 4 * time.Second,
-		limits:  sandbox.Limits{Processes: 80, Memory: 256 << 20, Disk: 40 << 20, Entries: 8000, Tmp: 16 << 20},
+		mechanism: mechanism, denyNetwork: true, workers: 2, timeLimit: 8 * time.Second,
+		limits:  sandbox.Limits{Processes: 80, Memory: 512 << 20, Disk: 40 << 20, Entries: 3000, Tmp: 16 << 20},
 		scratch: filepath.Join(dir, "scratch"), trees: filepath.Join(dir, "imagebuilder"), hide: []string{filepath.Join(dir, "keys")},
 		upstream: instant.Options{Before: attackScript(dir, port, mark)},
 	})

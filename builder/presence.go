@@ -50,8 +50,11 @@ func (p *Presence) Run(ctx context.Context) {
 func (p *Presence) next(now time.Time) (until time.Time, wait time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.handling > 0 || p.idle == 0 {
-		return now.Add(build.AliveTime), build.AliveBeat // after a build there is the whole time of rest
+	switch {
+	case p.idle == 0:
+		return now.Add(build.AliveTime), build.AliveBeat
+	case p.handling > 0: // after a build there is the whole time of rest
+		return now.Add(build.AliveTime), min(build.AliveBeat, p.idle)
 	}
 	until = p.rested.Add(p.idle)
 	return until, min(build.AliveBeat, until.Add(linger).Sub(now))

@@ -39,7 +39,7 @@ func (j *job) repetition() *repetition {
 	if one == 0 {
 		one = defaultRepeat
 	}
-	own := len(j.rec.Plan.Repositories)+len(j.rec.Plan.RepositoryKeys) > 0
+	own := len(j.rec.Plan.Repositories)+len(j.rec.Plan.RepositoryKeys) > 0 || j.rec.Plan.Private // a private script goes with its build
 	first := j.trust == imagebuilder.TrustUnknown
 	later := j.path == imagebuilder.PathFast && rand.IntN(one) == 0
 	if own || j.Plain || j.device.Made() || !first && !later { // who writes no profiles.json knows no fast path

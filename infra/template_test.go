@@ -439,6 +439,7 @@ func refusalsAreCounted(t template) []string {
 // ourMetrics are what the code sends.
 var ourMetrics = []string{
 	aws.MetricPending, aws.MetricAlive, aws.MetricDeadLetters, aws.MetricCatalogueAge, aws.MetricBuildSeconds, aws.MetricDone, aws.MetricFailed, aws.MetricRefused,
+	aws.MetricSandbox, aws.MetricDisagreed, aws.MetricPathsDiffer,
 }
 
 func bucketIsPrivate(t template) []string {

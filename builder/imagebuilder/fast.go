@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"runtime"
+	"strings"
 
 	"github.com/attended-sysupgrade/sysup/builder/sandbox"
 	"github.com/attended-sysupgrade/sysup/shared/build"
@@ -33,8 +35,11 @@ func (v *View) mayBeFast() bool {
 
 // The scripts get variables of make as arguments, and never as text.
 const (
-	openScript = `exec make -s "$@" sysup-open package_reload sysup-tell`
-	baseScript = `root=$1; shift; make package_install "$@" >&2 && exec tar -C "$(dirname "$root")" -cf - "$(basename "$root")"`
+	openScript = `profile=$1 checks=$2; shift 2
+make -s "PROFILE=$profile" $checks >&2 && exec make -s "$@" sysup-open package_reload sysup-tell`
+	baseScript = `root=$1; shift
+cp -a "$root" "$root.before" && make package_install "$@" >&2 && exec tar -C "$(dirname "$root")" -cf - "$(basename "$root")"`
+	undoScript = `rm -rf "$1" && mv "$1.before" "$1"`
 	// makeScript begins with the root folder packed in $1, if any, to which
 	// nothing may have to be added.
 	makeScript = `set -e
@@ -57,15 +62,10 @@ func (v *View) runFast(ctx context.Context) error {
 	stdout, stderr := v.transcript.Writers()
 	var said bytes.Buffer
 	neutral := v.selection(v.removals()) // nothing of the request but what it leaves out
-	for _, call := range [][]string{
-		append([]string{"make", "-s", "PROFILE=" + v.plan.Profile}, v.offered.before...),
-		append([]string{"sh", "-c", openScript, "sh", openGoal, tellGoal}, neutral...),
-	} {
-		said.Reset()
-		err := v.box.Run(ctx, sandbox.Command{Args: call, Env: v.environment(), Stdout: &limited{&said, maxInfo}, Stderr: stderr})
-		if err != nil {
-			return v.orPlain(err)
-		}
+	call := []string{"sh", "-c", openScript, "sh", v.plan.Profile, strings.Join(v.offered.before, " "), openGoal, tellGoal}
+	err := v.box.Run(ctx, sandbox.Command{Args: append(call, neutral...), Env: v.environment(), Stdout: &limited{&said, maxInfo}, Stderr: stderr})
+	if err != nil {
+		return v.orPlain(err)
 	}
 	told, err := readFacts(said.String(), v.dir())
 	if err != nil {
@@ -80,7 +80,7 @@ func (v *View) runFast(ctx context.Context) error {
 		more = ""
 	}
 	parallel := fmt.Sprintf("NO_TRACE_MAKE=make -j%d V=s", runtime.GOMAXPROCS(0)+1) // one of them waits for the disk
-	call := append([]string{"sh", "-c", makeScript, "sh", base, told.root, more, parallel}, v.variables(v.packages())...)
+	call = append([]string{"sh", "-c", makeScript, "sh", base, told.root, more, parallel}, v.variables(v.packages())...)
 	if err := v.box.Run(ctx, sandbox.Command{Args: call, Env: v.environment(), Stdout: stdout, Stderr: stderr}); err != nil {
 		return v.orPlain(err)
 	}
@@ -115,15 +115,22 @@ func (v *View) base(ctx context.Context, told facts, neutral []string, stderr io
 	}
 	root := v.tree.baseRoot(told)
 	use, worth := root.there(v.plan)
-	if !use && !worth && !v.setting.Again {
+	switch {
+	case use:
+	case !worth && !v.setting.Again:
 		return "", nil
-	}
-	if !use {
+	default:
 		if err := v.makeBase(ctx, root, told, neutral, stderr); err != nil {
 			return "", err
 		}
+		if !root.suits(v.plan) {
+			call := []string{"sh", "-c", undoScript, "sh", told.root}
+			return "", v.box.Run(ctx, sandbox.Command{Args: call, Env: v.environment(), Stdout: stderr, Stderr: stderr})
+		}
 	}
-	if err := v.hand(root.file(rootEnding), rootLayer); err != nil {
+	if err := v.hand(root.file(rootEnding), rootLayer); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fault("take a base root", err)
+	} else if err != nil {
 		return "", fmt.Errorf("%w: %w", errNotFast, err) // it was removed just now
 	}
 	return path.Join(v.inside(layersFolder), rootLayer), nil
@@ -144,14 +151,12 @@ func (v *View) makeBase(ctx context.Context, root baseRoot, told facts, neutral 
 	if _, err := packed.Seek(0, io.SeekStart); err != nil {
 		return fault("keep a base root", err)
 	}
-	if err := root.keep(packed); err != nil {
+	err = root.keep(packed)
+	if errors.Is(err, errNoStatus) {
 		return fmt.Errorf("%w: %w", errNotFast, err)
 	}
 	v.tree.store.trim()
-	if !root.suits(v.plan) {
-		return fmt.Errorf("%w: a package that is wanted is there as a dependency", errNotFast)
-	}
-	return nil
+	return fault("keep a base root", err)
 }
 
 // runEither takes the fast path if it can, else the plain one.

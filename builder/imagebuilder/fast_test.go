@@ -15,7 +15,7 @@ import (
 	"github.com/attended-sysupgrade/sysup/shared/build"
 )
 
-const knownChain = "image:\n\t$(MAKE) -s _call_image\n\n" +
+const knownChain = "image:\n\t$(MAKE) -s _check_profile\n\t$(MAKE) -s _check_keys\n\t$(MAKE) -s _call_image\n\n" +
 	"_call_image: staging_dir/host/.prereq-build\n\techo 'Building images for $(BOARD)'\n\techo\n" +
 	"\trm -rf $(TARGET_DIR) $(TARGET_DIR_ORIG)\n\tmkdir -p $(TARGET_DIR) $(BIN_DIR) $(TMP_DIR) $(DL_DIR)\n" +
 	"\t$(MAKE) package_reload\n\t$(MAKE) package_install\n\t$(MAKE) -s prepare_rootfs\n\t$(MAKE) -s build_image\n" +
@@ -37,6 +37,7 @@ func TestChain(t *testing.T) {
 		{"a variable", "\t$(MAKE) -s checksum\n", "\t$(MAKE) -s checksum STRICT=1\n", false},
 		{"a command after echo's", "\trm -rf $(TARGET_DIR)", "\trm -rf $(TARGET_DIR); sh extra", false},
 		{"a condition", "\t$(MAKE) -s build_image\n", "ifdef X\n\t$(MAKE) -s build_image\nendif\n", false},
+		{"without keys", "\t$(MAKE) -s _check_keys\n", "", false},
 		{"none", "_call_image:", "_make_image:", false},
 	} {
 		text := strings.Replace(knownChain, test.old, test.text, 1)

@@ -56,33 +56,32 @@ find . -cnewer "$TMPDIR/mark" ! -type d ! -path ./"$list" ! -path './dl/*' ! -pa
 `
 
 // prepared returns the file, made now if it is not there, or "" for trees that
-// the fast path does not know. A tree with which it fails is not tried again by
-// this process.
-func (t *Tree) prepared(ctx context.Context, o offers, setting Setting) string {
-	if !o.chain || t.store == nil {
-		return ""
+// the fast path does not know.
+func (t *Tree) prepared(ctx context.Context, o offers, setting Setting) (string, error) {
+	if !o.chain {
+		return "", nil
 	}
 	name := t.beside(preparedFile)
 	t.store.preparing.Lock()
 	defer t.store.preparing.Unlock()
 	if _, err := os.Stat(name); err == nil {
-		return name
-	}
-	if t.store.unprepared[t.sum] {
-		return ""
+		return name, nil
 	}
 	begin := time.Now()
 	err := t.prepare(ctx, o, setting, name)
-	if err == nil {
-		t.store.options.Log.Info("an ImageBuilder was prepared", "sha256", t.sum, "seconds", time.Since(begin).Seconds())
-		return name
-	}
-	if ctx.Err() == nil {
-		t.store.unprepared[t.sum] = true
+	if errors.Is(err, errUnknownTree) {
 		t.store.options.Log.Error("an ImageBuilder cannot be prepared, so its builds take longer", "sha256", t.sum, "error", err)
+		return "", t.Judge(err.Error())
 	}
-	return ""
+	if err != nil {
+		return "", fault("prepare an ImageBuilder", err)
+	}
+	t.store.options.Log.Info("an ImageBuilder was prepared", "sha256", t.sum, "seconds", time.Since(begin).Seconds())
+	return name, nil
 }
+
+// errUnknownTree says that a tree is not what its Makefile let expect.
+var errUnknownTree = errors.New("the ImageBuilder is not of the kind that is known")
 
 func (t *Tree) beside(name string) string { return filepath.Join(filepath.Dir(t.Path), name) }
 
@@ -109,8 +108,11 @@ func (t *Tree) prepare(ctx context.Context, o offers, setting Setting, name stri
 	var words tail
 	call := []string{"sh", "-c", prepareScript, "sh", o.feedsFile(), v.inside(feedsFolder), openGoal}
 	err = v.box.Run(ctx, sandbox.Command{Args: call, Env: v.environment(), Stdout: &limited{packed, maxPrepared}, Stderr: &words})
+	if exit, ok := errors.AsType[*sandbox.ExitError](err); ok && exit.Signal == 0 && !strings.Contains(words.String(), "No space left") {
+		return fmt.Errorf("%w: preparing it ended with status %d (%s)", errUnknownTree, exit.Code, clip(lastLines(words.String())))
+	}
 	if err != nil {
-		return fmt.Errorf("%w (%s)", err, clip(lastLines(words.String())))
+		return err
 	}
 	if _, err := packed.Seek(0, io.SeekStart); err != nil {
 		return err
@@ -187,7 +189,7 @@ func acceptPrepared(header *tar.Header, text []byte, dir string) error {
 	case header.Typeflag == tar.TypeSymlink && preparedLinks.MatchString(name) && path.IsAbs(header.Linkname):
 		return nil
 	}
-	return fmt.Errorf("preparing it left %s, which is not known", clip(name))
+	return fmt.Errorf("%w: preparing it left %s", errUnknownTree, clip(name))
 }
 
 // hand copies a prepared file, or a root folder, to where the job can read it.

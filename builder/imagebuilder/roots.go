@@ -106,7 +106,7 @@ func automatic(packed io.Reader) ([]string, error) {
 			return names, nil
 		}
 		if err == io.EOF {
-			err = errors.New("the base root has no status of packages")
+			err = errNoStatus
 		}
 		if err != nil {
 			return nil, err
@@ -119,6 +119,8 @@ func automatic(packed io.Reader) ([]string, error) {
 		}
 	}
 }
+
+var errNoStatus = errors.New("the base root has no status of packages")
 
 func automaticOf(status io.Reader) ([]string, error) {
 	names, of, auto := []string{}, []string{}, false

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/attended-sysupgrade/sysup/shared/build"
 )
@@ -20,7 +21,8 @@ func (s *Store) Stock(ctx context.Context, src Source) error {
 	if s.options.Archives != nil && src.Key != "" {
 		return s.stockArchive(ctx, src)
 	}
-	trees, total := s.trees()
+	stored, total := s.trees()
+	trees := slices.DeleteFunc(stored, func(one storedTree) bool { return one.root != "" })
 	_, err := os.Stat(filepath.Join(s.dir, src.SHA256, "tree"))
 	if err != nil && total+total/int64(max(1, len(trees))) > s.options.Budget {
 		return ErrNoRoom

@@ -77,8 +77,7 @@ type Store struct {
 	used   map[string]map[*Tree]bool // trees that were asked for and not released, by checksum
 	misses map[string]bool           // base roots that were wanted and not there
 
-	preparing  sync.Mutex      // held by who prepares a tree
-	unprepared map[string]bool // trees with which that failed
+	preparing sync.Mutex // held by who prepares a tree
 }
 
 // OpenStore opens the folder and removes what an earlier process left half
@@ -107,7 +106,7 @@ func OpenStore(dir string, options Options) (*Store, error) {
 	s := &Store{
 		dir: dir, options: options, stall: 30 * time.Second, pause: time.Second,
 		keeping: make(chan struct{}, keepsAtOnce), used: map[string]map[*Tree]bool{},
-		misses: map[string]bool{}, unprepared: map[string]bool{},
+		misses: map[string]bool{},
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	return s, nil

@@ -80,7 +80,7 @@ func inspect(tree string) (offers, error) {
 	if err == nil {
 		err = o.inspectVersion(tree)
 	}
-	o.chain = o.overviews && links.known()
+	o.chain = o.overviews && links.known() && len(o.before) == 2
 	if o.overviews {
 		return o, err
 	}

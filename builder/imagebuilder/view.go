@@ -89,7 +89,9 @@ func Prepare(ctx context.Context, tree *Tree, plan *build.Plan, setting Setting)
 	}
 	layer := ""
 	if setting.Fast {
-		layer = tree.prepared(ctx, offered, setting)
+		if layer, err = tree.prepared(ctx, offered, setting); err != nil {
+			return nil, err
+		}
 	}
 	v := &View{tree: tree, plan: plan, setting: setting, offered: offered, prepared: layer != ""}
 	if err := v.open(ctx); err != nil {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -79,7 +80,8 @@ func (o order) setLimits() error {
 	}{
 		{"processes", unix.RLIMIT_NPROC, int64(processes)},
 		{"the size of a file", unix.RLIMIT_FSIZE, l.FileSize},
-		{"memory", unix.RLIMIT_DATA, l.Memory},
+		// Not less than this process has already, which would stop itself.
+		{"memory", unix.RLIMIT_DATA, max(l.Memory, dataInUse()+64<<20)},
 		{"open files", unix.RLIMIT_NOFILE, int64(l.Files)},
 		// 1 rather than 0: where cores go to a program, the kernel starts it despite a limit of 0.
 		{"cores", unix.RLIMIT_CORE, 1},
@@ -99,4 +101,15 @@ func lower(resource int, value uint64) error {
 	}
 	value = min(value, now.Max)
 	return syscall.Setrlimit(resource, &syscall.Rlimit{Cur: value, Max: value})
+}
+
+// dataInUse is how much of the memory that is limited this process has, in bytes.
+func dataInUse() (bytes int64) {
+	status, _ := os.ReadFile("/proc/self/status")
+	for line := range strings.Lines(string(status)) {
+		if kilobytes, found := strings.CutPrefix(line, "VmData:"); found {
+			_, _ = fmt.Sscan(kilobytes, &bytes)
+		}
+	}
+	return bytes << 10
 }

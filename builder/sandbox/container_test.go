@@ -114,7 +114,7 @@ func TestWithoutLandlock(t *testing.T) {
 	must(t, sandbox.WithoutLandlock())
 	ordinary := &syscall.SysProcAttr{}
 	if os.Geteuid() == 0 {
-		ordinary.Credential = &syscall.Credential{Uid: ordinaryUser, Gid: ordinaryUser}
+		ordinary.Credential = &syscall.Credential{Uid: uint32(ordinaryUser), Gid: uint32(ordinaryUser)}
 	}
 	for _, run := range []struct {
 		mechanism sandbox.Mechanism
@@ -126,7 +126,7 @@ func TestWithoutLandlock(t *testing.T) {
 		{sandbox.Plain, "ServerUnreadable|Calls|Network|Hide", ordinary},
 	} {
 		cmd := exec.Command("/proc/self/exe", "-test.v", "-test.timeout=60s", fmt.Sprintf("-test.run=^TestContract$/^%s$/^(%s)$", run.mechanism, run.promises))
-		cmd.Dir, cmd.Env, cmd.SysProcAttr = "/", []string{path}, run.as
+		cmd.Dir, cmd.Env, cmd.SysProcAttr = "/", []string{path, sameUsers()}, run.as
 		output, err := cmd.CombinedOutput()
 		for name := range strings.SplitSeq(run.promises, "|") {
 			if !strings.Contains(string(output), fmt.Sprintf("--- PASS: TestContract/%s/%s", run.mechanism, name)) {

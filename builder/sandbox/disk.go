@@ -71,8 +71,8 @@ func (j *Job) watchDisk(ctx context.Context, stop context.CancelCauseFunc) (end 
 			if begin := time.Now(); err == nil && (suspect || begin.After(due)) {
 				err = j.countDisk()
 				took := time.Since(begin) // counting is not to become the work
-				due = time.Now().Add(max(countInterval, 50*took))
-				tick.Reset(max(diskInterval, 20*took))
+				due = time.Now().Add(max(countInterval, 20*took))
+				tick.Reset(max(diskInterval, 4*took))
 			}
 			if err != nil {
 				stop(err)

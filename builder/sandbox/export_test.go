@@ -32,3 +32,11 @@ func WithoutLandlock() error {
 	}
 	return nil
 }
+
+// Mounted finds the folder of a control group.
+func Mounted(mounts, kind, controller, path string) string {
+	return mounted([]byte(mounts), kind, controller, path)
+}
+
+// RemoveStaleGroups is what Probe does first.
+var RemoveStaleGroups = removeStaleGroups

@@ -199,6 +199,10 @@ os._exit(1 if any(codes) else 0)"`, processes, mb, processes)
 func testMemory(t *testing.T, f *fixture) {
 	f.spec.Limits.Memory, f.spec.Limits.Time = 200<<20, 10*time.Second
 	job := f.prepare(t)
+	want(t, job, "echo honest", "honest")
+	if raceDetector && !grouped(job) {
+		return // with it the first process has terabytes, of which it uses nothing
+	}
 	_, err := sh(t, job, eat(250, 1))
 	if exit := (*sandbox.ExitError)(nil); !errors.As(err, &exit) && !errors.Is(err, sandbox.ErrMemory) {
 		t.Errorf("one process takes more than all may: error %v", err)
@@ -243,7 +247,7 @@ func testDisk(t *testing.T, f *fixture) {
 	for i, attack := range []string{
 		"head -c 60000000 /dev/zero > big; sleep 15",
 		"for i in 1 2 3 4 5 6; do head -c 10000000 /dev/zero > %s/$i; done; sleep 15",
-		"python3 -c \"import os\nfor i in range(6000): os.mkdir('d' + str(i))\"; sleep 15",
+		"python3 -c \"import os\nfor i in range(4500): os.mkdir('d' + str(i))\"; sleep 15",
 	} {
 		f.spec.Scratch = filepath.Join(f.dir, fmt.Sprint("scratch-", i))
 		job := f.prepare(t)
@@ -315,6 +319,29 @@ func TestDemand(t *testing.T) {
 			if err != nil && !strings.Contains(err.Error(), word) {
 				t.Errorf("%q does not say %q", err, word)
 			}
+		}
+	}
+}
+
+// TestMounted: control groups are where mountinfo says, be it of a machine, of a container, or of both versions at once.
+func TestMounted(t *testing.T) {
+	const mounts = `30 23 0:26 / /sys/fs/cgroup ro,nosuid shared:9 - tmpfs tmpfs ro
+31 30 0:27 / /sys/fs/cgroup/unified rw,relatime shared:10 - cgroup2 cgroup2 rw,nsdelegate
+33 30 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:11 - cgroup cgroup rw,cpu,cpuacct
+34 30 0:30 /docker/4711 /sys/fs/cgroup/memory ro,relatime - cgroup cgroup rw,memory
+`
+	for _, test := range []struct{ kind, controller, path, want string }{
+		{"cgroup2", "", "/", "/sys/fs/cgroup/unified"},
+		{"cgroup2", "", "/system.slice/sysup.service", "/sys/fs/cgroup/unified/system.slice/sysup.service"},
+		{"cgroup", "cpu", "/x", "/sys/fs/cgroup/cpu,cpuacct/x"},
+		{"cgroup", "memory", "/docker/4711", "/sys/fs/cgroup/memory"},
+		{"cgroup", "memory", "/docker/4711/y", "/sys/fs/cgroup/memory/y"},
+		{"cgroup", "memory", "/docker/4712", ""},
+		{"cgroup", "mem", "/docker/4711", ""},
+		{"cgroup", "pids", "/", ""},
+	} {
+		if got := sandbox.Mounted(mounts, test.kind, test.controller, test.path); got != test.want {
+			t.Errorf("%s %s %s: %q, want %q", test.kind, test.controller, test.path, got, test.want)
 		}
 	}
 }

@@ -100,15 +100,21 @@ func (r *report) run(o order) {
 	pid, err := o.start(r)
 	if err != nil {
 		r.Failure = err.Error()
+		o.end()
 		return
 	}
 	status := reap(pid)
-	if os.Getpid() != 1 {
-		o.killAll()
-	}
+	o.end()
 	r.Code = status.ExitStatus()
 	if status.Signaled() {
 		r.Code, r.Signal = 128+int(status.Signal()), int(status.Signal())
+	}
+}
+
+// end ends what the command started, where the kernel does not do it with this process.
+func (o order) end() {
+	if os.Getpid() != 1 {
+		o.killAll()
 	}
 }
 

@@ -22,7 +22,7 @@ import (
 func again(t *testing.T, test string, attributes *syscall.SysProcAttr, env ...string) {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe", "-test.run=^"+test+"$", "-test.v", "-test.timeout=60s")
-	cmd.Env, cmd.SysProcAttr = append(env, path, "SANDBOX_TEST_AGAIN=1"), attributes
+	cmd.Env, cmd.SysProcAttr = append(env, path, sameUsers(), "SANDBOX_TEST_AGAIN=1"), attributes
 	output, err := cmd.CombinedOutput()
 	if err != nil || !bytes.Contains(output, []byte("--- PASS: "+test)) {
 		t.Errorf("%v\n%s", err, output)
@@ -126,7 +126,7 @@ func TestKillUser(t *testing.T) {
 		must(t, cmd.Start())
 		return cmd
 	}
-	theirs, ours := start(jobUser), start(ordinaryUser)
+	theirs, ours := start(uint32(jobUser)), start(uint32(ordinaryUser))
 	sandbox.KillUser(jobUser)
 	if err := theirs.Wait(); err == nil || err.Error() != "signal: killed" {
 		t.Errorf("the user's process ended with %v", err)
@@ -142,7 +142,7 @@ func TestRemoveAll(t *testing.T) {
 	if os.Getenv("SANDBOX_TEST_AGAIN") == "" {
 		attributes := &syscall.SysProcAttr{}
 		if os.Geteuid() == 0 {
-			attributes.Credential = &syscall.Credential{Uid: ordinaryUser, Gid: ordinaryUser}
+			attributes.Credential = &syscall.Credential{Uid: uint32(ordinaryUser), Gid: uint32(ordinaryUser)}
 		}
 		again(t, "TestRemoveAll", attributes)
 		return

@@ -22,11 +22,20 @@ import (
 	"github.com/attended-sysupgrade/sysup/builder/sandbox"
 )
 
-// The users of the tests, which nothing else on a machine has.
-const (
-	jobUser      = 64931 // runs the commands, where the tests are root
-	ordinaryUser = 64932 // runs the tests of the levels without root
-)
+// The users of the tests, which nothing else on a machine has, other runs of these tests included: jobUser runs the
+// commands, where the tests are root, ordinaryUser the tests of what needs no root.
+var jobUser, ordinaryUser = users()
+
+func users() (job, ordinary int) {
+	first, err := strconv.Atoi(os.Getenv("SANDBOX_TEST_USERS"))
+	if err != nil {
+		first = 1<<24 + 2*os.Getpid()
+	}
+	return first, first + 1
+}
+
+// sameUsers lets another process of the tests have the same.
+func sameUsers() string { return fmt.Sprint("SANDBOX_TEST_USERS=", jobUser) }
 
 const path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -54,8 +63,8 @@ func TestContract(t *testing.T) {
 
 func contractAsOrdinaryUser(t *testing.T) {
 	again := exec.Command("/proc/self/exe", "-test.run=^TestContract$", "-test.v", "-test.timeout=120s")
-	again.Dir, again.Env = "/", []string{path}
-	again.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: ordinaryUser, Gid: ordinaryUser}}
+	again.Dir, again.Env = "/", []string{path, sameUsers()}
+	again.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(ordinaryUser), Gid: uint32(ordinaryUser)}}
 	output, err := again.CombinedOutput()
 	for _, level := range []sandbox.Mechanism{sandbox.UserNamespaces, sandbox.Plain} {
 		if !strings.Contains(string(output), "--- PASS: TestContract/"+string(level)) {
@@ -621,7 +630,7 @@ func testServerKilled(t *testing.T, f *fixture) {
 		held, hold, err := os.Pipe() // each process of the server holds it open, also while its name is in change
 		must(t, err)
 		cmd := exec.Command("/proc/self/exe")
-		cmd.Env = []string{path,
+		cmd.Env = []string{path, sameUsers(),
 			"SANDBOX_TEST_SERVER=" + string(f.spec.Mechanism), "TREE=" + f.spec.Tree, "SCRATCH=" + scratch,
 			"SCRIPT=" + args[2], "MARKER=" + marker,
 		}
@@ -645,6 +654,12 @@ func testServerKilled(t *testing.T, f *fixture) {
 		nothingRuns(t, marker, scratch)
 		noMounts(t, f)
 		must(t, sandbox.RemoveAll(dir))
+		sandbox.RemoveStaleGroups() // as the next server does
+		for _, group := range groups(t) {
+			if strings.Contains(group, fmt.Sprintf("%s%d-", sandbox.GroupPrefix, cmd.Process.Pid)) {
+				t.Errorf("a control group is left: %s", group)
+			}
+		}
 	}
 }
 

@@ -209,6 +209,23 @@ func TestDemo(t *testing.T) {
 			t.Errorf("notes are %q", result.Notes)
 		}
 	})
+	t.Run("hostile package", func(t *testing.T) {
+		t.Parallel()
+		for _, version := range []string{"24.10.90", "25.12.90"} {
+			r := with(x86, version)
+			r.Packages = []string{"demo-hostile"}
+			_, err := (&client.Client{URL: d.url, Poll: 100 * time.Millisecond}).Wait(t.Context(), r, nil)
+			if words := lastWords(err); err == nil || !strings.Contains(err.Error(), "replaced by demo-hostile") || strings.Contains(words, "has reached") {
+				t.Errorf("%s: error %v\n%s", version, err, words)
+			}
+		}
+		commands, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+		for _, file := range commands {
+			if text, _ := os.ReadFile(file); strings.Contains(string(text), "sysup-demo-hostile") {
+				t.Errorf("%s runs on", file)
+			}
+		}
+	})
 	for _, failure := range []struct {
 		name     string
 		request  client.Request

@@ -34,7 +34,10 @@ func (s *server) accept(ctx context.Context, r build.Request, client string) (bu
 	if device, err = s.sameRevision(ctx, &r, device); err != nil {
 		return build.Status{}, err
 	}
-	plan := s.plan(ctx, r, device, moved)
+	plan, err := s.plan(ctx, r, device, moved)
+	if err != nil {
+		return build.Status{}, err
+	}
 	if len(r.Repositories) == 0 { // the feeds of a client may have what ours do not
 		solution, err := device.Resolve(&plan)
 		if err != nil {

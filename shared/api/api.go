@@ -131,9 +131,9 @@ type route struct {
 type handler func(w *response, r *http.Request) error
 
 func (s *server) routes() []route {
-	return []route{
-		{path: "/api/v1/build", dialect: v1, post: s.postBuild},
-		{path: "/api/v1/build/{hash}", dialect: v1, get: s.getBuild},
+	return append(s.routes2021(), []route{
+		{path: "/api/v1/build", dialect: v1, post: forAuc2021(s.postBuild)},
+		{path: "/api/v1/build/{hash}", dialect: v1, get: forAuc2021(s.getBuild)},
 		{path: "/api/build", dialect: v2021, post: s.postBuild},
 		{path: "/api/build/{hash}", dialect: v2021, get: s.getBuild},
 		{path: "/api/v1/revision/{version}/{target}/{subtarget}", dialect: v1, get: s.getRevision},
@@ -165,5 +165,5 @@ func (s *server) routes() []route {
 		// What ServeMux would answer by a redirect, and everything else.
 		{path: "/store", dialect: v1},
 		{path: "/", dialect: v1},
-	}
+	}...)
 }

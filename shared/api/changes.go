@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/attended-sysupgrade/sysup/shared/build"
 	"github.com/attended-sysupgrade/sysup/shared/catalog"
@@ -46,14 +45,18 @@ func noImages(version string, dropped changes.Change) string {
 
 // plan holds a request against the catalogue, after what its version calls
 // otherwise was put right.
-func (s *server) plan(ctx context.Context, r build.Request, device *catalog.Device, moved []changes.Change) build.Plan {
+func (s *server) plan(ctx context.Context, r build.Request, device *catalog.Device, moved []changes.Change) (build.Plan, error) {
 	facts := device.Facts
 	image := changes.Image{
 		Version: facts.Version, Revision: facts.Revision, Target: facts.Target, Profile: facts.Profile, Moved: moved,
 		Packages: r.Packages, Versions: r.PackagesVersions, Exact: r.DiffPackages, Defaults: facts.Defaults, Has: device.Has,
 	}
 	if r.DiffPackages && !changes.Builtin().Knows(facts.Version) {
-		image.Before = s.before(ctx, facts)
+		before, err := s.before(ctx, facts)
+		if err != nil {
+			return build.Plan{}, err
+		}
+		image.Before = before
 	}
 	out := changes.Builtin().Apply(&image)
 	r.Packages, r.PackagesVersions = out.Packages, out.Versions
@@ -62,34 +65,31 @@ func (s *server) plan(ctx context.Context, r build.Request, device *catalog.Devi
 	for _, c := range append(out.Changes, changes.Builtin().Notes(facts.Version, facts.Revision, facts.Target, facts.Profile)...) {
 		plan.Changes = append(plan.Changes, build.Amendment(c))
 	}
-	return plan
+	return plan, nil
 }
-
-// beforeTime is how long a request waits for what its device had before. What
-// has to be fetched for that is there for the next one.
-const beforeTime = 3 * time.Second
 
 // before is what images of a device held by default in the newest release that
 // the table of changes knows: all that came later is new to it, and to whoever
-// upgrades. There is none if the device is new, or if that cannot be said in
-// time.
-func (s *server) before(ctx context.Context, facts build.Facts) [][]string {
-	ctx, cancel := context.WithTimeout(ctx, beforeTime)
-	defer cancel()
+// upgrades. There is none if the device is new. While that cannot be said, the
+// error is a refusal: an image that lacks a new driver would not start, and the
+// same request would mean another image a moment later.
+func (s *server) before(ctx context.Context, facts build.Facts) ([][]string, error) {
 	known, err := s.Catalog.Overview(ctx)
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	for _, b := range known.Branches { // newest first
 		if b.Snapshot || !b.Enabled || len(b.Versions) == 0 || !changes.Builtin().Knows(b.Name) {
 			continue
 		}
 		device, err := s.Catalog.Device(ctx, b.Versions[0], facts.Target, facts.Profile, "")
-		if err != nil {
-			s.Log.Info("defaults of an older release are not known", "version", b.Versions[0], "target", facts.Target, "error", err)
-			return nil
+		switch {
+		case refused(err, build.CodeUnsupported), refused(err, build.CodeUnknownDevice):
+			return nil, nil
+		case err != nil:
+			return nil, err
 		}
-		return [][]string{device.Facts.Defaults}
+		return [][]string{device.Facts.Defaults}, nil
 	}
-	return nil
+	return nil, nil
 }

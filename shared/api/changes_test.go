@@ -20,10 +20,14 @@ type tomorrow struct{ *olderCatalog }
 type olderCatalog struct {
 	*fakeCatalog
 	asked int
+	away  error // of a device, if the upstream is
 }
 
 func (c *olderCatalog) Device(ctx context.Context, version, target, profile, model string) (*catalog.Device, error) {
 	c.asked++
+	if c.away != nil {
+		return nil, c.away
+	}
 	return c.fakeCatalog.Device(ctx, version, target, profile, model)
 }
 
@@ -184,6 +188,26 @@ func TestNoReleaseBefore(t *testing.T) {
 	}
 }
 
+// TestReleaseBeforeOutOfReach: an image without what nobody could name would
+// not start, so what is new has to be known. Once it is, the same request means
+// the same image.
+func TestReleaseBeforeOutOfReach(t *testing.T) {
+	const list = `{"version":"26.11.0","target":"x86/64","profile":"generic","diff_packages":true,"packages":["base-files","libc","kernel","luci"]}`
+	for name, away := range map[string]error{"down": refuse(build.CodeUnavailable, "24.10.5 is being fetched."), "slow": context.DeadlineExceeded} {
+		rig, h, older := newTomorrowAnd(t)
+		older.away = away
+		if w := call(h, "POST", "/api/v1/build", list); w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" || rig.records.Writes() > 0 {
+			t.Errorf("%s: %d %s", name, w.Code, w.Body)
+		}
+	}
+	// A device that no older release had comes from a version like this one.
+	rig, h, older := newTomorrowAnd(t)
+	older.away = refuse(build.CodeUnknownDevice, "24.10.5 x86/64 has no such profile.")
+	if w := call(h, "POST", "/api/v1/build", list); w.Code != http.StatusAccepted || !slices.Contains(rig.only().Plan.Remove, "kmod-brand-new") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
 func TestPinnedVersionOfARenamedPackage(t *testing.T) {
 	rig, h := newTomorrow(t)
 	w := call(h, "POST", "/api/v1/build", `{"version":"25.12.1","target":"mediatek/filogic","profile":"a","diff_packages":true,"packages_versions":{"auc":"0.3","luci":"1"}}`)
@@ -198,7 +222,7 @@ func TestPinnedVersionOfARenamedPackage(t *testing.T) {
 func TestMovedDevice(t *testing.T) {
 	rig, h := newTomorrow(t)
 	w := call(h, "POST", "/api/v1/build", `{"version":"25.12.1","target":"ipq807x/generic","profile":"xiaomi,ax3600"}`)
-	if got := changed(t, w); w.Code != http.StatusAccepted || !slices.Equal(got, []string{"ipq807x/generic xiaomi,ax3600>qualcommax/ipq807x xiaomi,ax3600"}) {
+	if got := changed(t, w); w.Code != http.StatusAccepted || !slices.Equal(got, []string{"ipq807x/generic xiaomi_ax3600>qualcommax/ipq807x xiaomi_ax3600"}) {
 		t.Fatalf("%d %s", w.Code, w.Body)
 	}
 	rec := rig.only()

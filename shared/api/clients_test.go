@@ -13,7 +13,7 @@ import (
 )
 
 // agents are the User-Agents by which clients are known.
-var agents = map[string]string{"auc": "auc/0.3.2-1", "owut": "owut/2026.04.01", "luci-2021": "Mozilla/5.0"}
+var agents = map[string]string{"auc": "auc/0.3.2-1", "auc-2021": "auc (0.2.4-1)", "owut": "owut/2026.04.01", "luci-2021": "Mozilla/5.0"}
 
 // heard is the answer to a request as the client gets it.
 func heard(t *testing.T, h http.Handler, client, method, path, body string) apitest.Answer {
@@ -127,6 +127,10 @@ func TestEveryEndingForEveryClient(t *testing.T) {
 				want, shown = apitest.ForEver+": 503", ""
 			case name == "auc" && test.auc != "":
 				shown = test.auc
+			case name == "auc-2021" && a.Status == http.StatusBadRequest:
+				shown = "Bad message"
+			case name == "auc-2021" && test.auc != "":
+				shown = test.auc
 			case name == "firmware-selector" && test.after != nil:
 				shown = "tr-image-too-big" // the outputs of rig.fail say so
 			}
@@ -162,7 +166,7 @@ func TestUnknownHashForEveryClient(t *testing.T) {
 // TestKeySpellings: one key in several spellings is one build.
 func TestKeySpellings(t *testing.T) {
 	const usign = "RWRNAX5vHtXWFmt+n5di7XX8rTu0w+c8X7Ihv4oCyD6tzsUwmH0A6kO0"
-	const pem = `-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE\nabcd==\n-----END PUBLIC KEY-----`
+	const pem = `-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAElHAPZM9WHSF87oIYlGyHcD12ksOJ\nqdOYcDYPvpLE8EUSd5ek/FWmxWHv3xhf61JqCWQjUIUFzNMZUzrWPvgoFQ==\n-----END PUBLIC KEY-----`
 	for _, spellings := range [][]string{
 		{usign, usign + `\n`, `untrusted comment: our feed\n` + usign + `\n`, `untrusted comment: our feed\r\n` + usign + `\r\n`, " " + usign + " "},
 		{pem, pem + `\n`, strings.ReplaceAll(pem, `\n`, `\r\n`), `untrusted comment: our feed\n\n` + pem + `\n`, `# ours\r\n` + pem + `\r\n\r\n`},

@@ -219,7 +219,9 @@ func TestNoFile(t *testing.T) {
 			"/json/v1/releases/24.10.5/packages/riscv-index.json", "/json/v1/releases/24.10.5/packages/-index.json",
 			"/json/v1/releases/24.10.5/packages/index.json", "/json/v1/releases/SNAPSHOT/targets/x86/64/index.json",
 			"/json/v1/releases/snapshot/packages/x86_64-index.json", "/json/v1/snapshots/targets/x86/64", "/json/v1/releases", "/json/v1",
-			"/json/releases/24.10.5/targets/x86/64/generic.json", "/json/v1/releases/24.10.5/targets/x86/64/a/generic.json",
+			"/json/releases/24.10.9/targets/x86/64/generic.json", "/json/releases/24.10.5/targets/ath79/generic/no_such-board.json",
+			"/json/releases/24.10.5/targets/x86/64/generic", "/json/releases/SNAPSHOT/targets/x86/64/generic.json", "/json/releases/24.10.9/packages/x86_64-index.json",
+			"/json/releases/24.10.5/targets/x86/65/index.json", "/json/snapshots", "/json/v1/releases/24.10.5/targets/x86/64/a/generic.json",
 			"/json/v1/releases/" + strings.Repeat("a", 2000) + "/targets/x86/64/index.json",
 		} {
 			w := s.get(path, 404)

@@ -8,6 +8,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"html"
 	"html/template"
 	"maps"
 	"net/http"
@@ -50,6 +51,20 @@ func TestOpenAPI(t *testing.T) {
 		if have, err := os.ReadFile(name); err != nil || !bytes.Equal(have, want) {
 			t.Errorf("%s is not what the routes and types say (%v). Run: go generate ./shared/api", name, err)
 		}
+	}
+}
+
+// TestDocsForPeople: what is right in the source and strange on a page, stays
+// in the source.
+func TestDocsForPeople(t *testing.T) {
+	page := html.UnescapeString(string(docsPage))
+	for _, want := range []string{"<code><b>target</b></code>", `<td>"append" or "replace" or ""</td>`, "feed names to addresses"} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the page lacks %s", want)
+		}
+	}
+	if found := regexp.MustCompile(`\bnil\b|\[".*"\]|<td>[A-Z]\w*[A-Z]\w* (is|are) .*`).FindString(page); found != "" {
+		t.Errorf("the page has %s", found)
 	}
 }
 
@@ -143,6 +158,10 @@ var about = map[string]described{
 	"GET /json/v1/releases/{version}/targets/{target}/{subtarget}/{file}": {tagOffer, "A device or the packages of a target",
 		"A profile's name with .json, or index.json: the target's own packages with the modules of its kernel. Names are without ABI versions, versions are those that images get.",
 		nil, listed(catalog.Profile{})},
+	"GET /json/branches.json": {tagOffer, "The same for auc of 2021", "Below /json are the files of /json/v1 with what was demanded of them then.",
+		nil, offers([]branch2021{})},
+	"GET /json/releases/{version}/targets/{target}/{subtarget}/{file}": {tagOffer, "The same for auc of 2021", "With the date as text; index.json is that of /json/v1.",
+		nil, listed(profile2021{})},
 	"GET /json/v1/releases/{version}/packages/{file}": {tagOffer, "The packages of an architecture", "The architecture's name with -index.json: the newest version of each package in all feeds.",
 		nil, listed(map[string]string{})},
 
@@ -171,6 +190,9 @@ var same = map[string]string{
 
 	"GET /json/v1/snapshots/targets/{target}/{subtarget}/{file}": "GET /json/v1/releases/{version}/targets/{target}/{subtarget}/{file}",
 	"GET /json/v1/snapshots/packages/{file}":                     "GET /json/v1/releases/{version}/packages/{file}",
+	"GET /json/snapshots/targets/{target}/{subtarget}/{file}":    "GET /json/releases/{version}/targets/{target}/{subtarget}/{file}",
+	"GET /json/snapshots/packages/{file}":                        "GET /json/v1/releases/{version}/packages/{file}",
+	"GET /json/releases/{version}/packages/{file}":               "GET /json/v1/releases/{version}/packages/{file}",
 }
 
 // answers adds what every route may answer.
@@ -459,7 +481,7 @@ func restrict(members map[string]any) {
 // comments reads the comments of the fields of the types on the wire.
 func comments(t *testing.T) map[string]string {
 	all := map[string]string{}
-	for _, file := range []string{"../client/wire.go", "overview.go", "v2018.go", "store.go", "health.go"} {
+	for _, file := range []string{"../client/wire.go", "overview.go", "json2021.go", "v2018.go", "store.go", "health.go"} {
 		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ParseComments)
 		if err != nil {
 			t.Fatal(err)
@@ -472,7 +494,8 @@ func comments(t *testing.T) map[string]string {
 			if structure, ok := spec.Type.(*ast.StructType); ok {
 				for _, field := range structure.Fields.List {
 					for _, name := range field.Names {
-						all[spec.Name.Name+"."+name.Name] = strings.TrimSpace(strings.ReplaceAll(field.Doc.Text()+field.Comment.Text(), "\n", " "))
+						text := strings.TrimSpace(strings.ReplaceAll(field.Doc.Text()+field.Comment.Text(), "\n", " "))
+						all[spec.Name.Name+"."+name.Name] = regexp.MustCompile("^"+name.Name+" (is|are) ").ReplaceAllString(text, "")
 					}
 				}
 			}
@@ -511,7 +534,11 @@ func typeName(value any) template.HTML {
 		}
 		return template.HTML(strings.Join(names, " or "))
 	case s["enum"] != nil:
-		return template.HTML(template.HTMLEscapeString(fmt.Sprintf("one of %q", s["enum"])))
+		var words []string
+		for _, word := range s["enum"].([]string) {
+			words = append(words, fmt.Sprintf("%q", word))
+		}
+		return template.HTML(template.HTMLEscapeString(strings.Join(words, " or ")))
 	case s["type"] == "array" && s["items"] != nil:
 		return "list of " + typeName(s["items"])
 	case s["additionalProperties"] != nil:

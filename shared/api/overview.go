@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/attended-sysupgrade/sysup/shared/build"
 	"github.com/attended-sysupgrade/sysup/shared/catalog"
@@ -179,9 +180,20 @@ func (d *document) answer(w *response, r *http.Request) error {
 func unchanged(w *response, r *http.Request, etag string) bool {
 	w.Header().Set("Cache-Control", build.CacheBriefly)
 	w.Header().Set("ETag", etag)
-	if r.Header.Get("If-None-Match") != etag {
+	if !hasTag(r.Header.Values("If-None-Match"), etag) {
 		return false
 	}
 	w.WriteHeader(http.StatusNotModified)
 	return true
+}
+
+// hasTag tells whether an ETag is among those that a client has. Whoever
+// compresses on the way makes it a weak one, which means the same here.
+func hasTag(lists []string, etag string) bool {
+	for tag := range strings.SplitSeq(strings.Join(lists, ","), ",") {
+		if tag = strings.TrimSpace(tag); tag == "*" || strings.TrimPrefix(tag, "W/") == etag {
+			return true
+		}
+	}
+	return false
 }

@@ -93,6 +93,10 @@ func TestEarlierVersions(t *testing.T) {
 		t.Fatalf("%d %s", w.Code, status.Detail)
 	}
 	rig.finish("squashfs-combined")
+	const private = more + `,"defaults":"true"`
+	if w, status := order(h, private); w.Code != http.StatusAccepted {
+		t.Fatalf("%d %s", w.Code, status.Detail)
+	}
 	up.Feed("24.10.5", "x86_64", "base", false, catalogtest.Package{Name: "nano", Version: "8.4-r1"}, catalogtest.Package{Name: "dnsmasq", Version: "2.90-r1"})
 	c, err := catalog.New(catalog.Options{Upstream: "https://upstream.test", Keys: up.Keys(), Dir: t.TempDir(), Client: up.Client()})
 	if err != nil {
@@ -110,7 +114,7 @@ func TestEarlierVersions(t *testing.T) {
 	if w, status := order(h, more+`,"rootfs_size_mb":200`); w.Code != http.StatusInternalServerError || !strings.Contains(status.Detail, "nano is 8.4-r1 instead of 8.3-r1") {
 		t.Errorf("another image: %d %s", w.Code, status.Detail)
 	}
-	if w, status := order(h, more+`,"defaults":"true"`); w.Code != http.StatusInternalServerError {
+	if w, status := order(h, private); w.Code != http.StatusInternalServerError {
 		t.Errorf("a private one: %d %s", w.Code, status.Detail)
 	}
 }

@@ -77,7 +77,7 @@ func (s *server) postUpgradeRequest(w *response, r *http.Request) error {
 func decode2018(o object) (build.Request, error) {
 	f := &fields{o: o}
 	target := f.text("target")
-	if subtarget := f.text("subtarget"); subtarget != "" || !strings.Contains(target, "/") {
+	if subtarget := f.text("subtarget"); subtarget != "" || target != "" && !strings.Contains(target, "/") {
 		target += "/" + subtarget
 	}
 	r := build.Request{

@@ -1,7 +1,9 @@
 package build
 
 import (
+	"cmp"
 	"maps"
+	"net/url"
 	"slices"
 	"strings"
 )
@@ -10,7 +12,8 @@ import (
 // to be built. Two requests that mean the same image have equal plans, so the
 // ID is made of it; the builder works from it alone.
 //
-// Add and Remove are sorted and without duplicates, Pins are sorted by name.
+// Add, Remove and RepositoryKeys are sorted and without duplicates, Pins are
+// sorted by name and count. Addresses of feeds have one spelling.
 type Plan struct {
 	Distribution     string       `json:"distribution"`
 	Version          string       `json:"version"`
@@ -93,18 +96,38 @@ func Resolve(r *Request, facts Facts, settings []string, canonical func(string) 
 		Target: facts.Target, Profile: facts.Profile,
 		Add: add.minus(d), Remove: remove.intersect(d), Pins: pins(r.PackagesVersions, canonical),
 		Filesystem: r.Filesystem, RootfsSizeMB: r.RootfsSizeMB,
-		Repositories: r.Repositories, RepositoryKeys: r.RepositoryKeys,
 		Settings: slices.Clone(settings), Rules: facts.Rules,
 		Private: r.Private(), Defaults: r.Defaults,
 	}
 	if len(r.Repositories) > 0 {
-		p.RepositoriesMode = r.RepositoriesMode
-		if p.RepositoriesMode == "" {
-			p.RepositoriesMode = "replace" // as today's server takes it
-		}
+		p.bring(r)
 	}
 	slices.Sort(p.Settings)
 	return p
+}
+
+// bring takes in the feeds of a request. Their order decides which has a
+// package first, that of the keys decides nothing; and keys without feeds
+// open no others, nor do they get into the image.
+func (p *Plan) bring(r *Request) {
+	for _, repo := range r.Repositories {
+		p.Repositories = append(p.Repositories, Repository{Name: repo.Name, URL: canonicalAddress(repo.URL)})
+	}
+	p.RepositoriesMode = cmp.Or(r.RepositoriesMode, "replace") // as today's server takes it
+	p.RepositoryKeys = slices.Compact(slices.Sorted(slices.Values(r.RepositoryKeys)))
+}
+
+// canonicalAddress is one spelling for all of a feed's: the host in lower
+// case, no port that is the scheme's own, no slash at the end.
+func canonicalAddress(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return address // Check does not let it get here
+	}
+	own := map[string]string{"http": ":80", "https": ":443"}[u.Scheme]
+	u.Host = strings.TrimSuffix(strings.ToLower(u.Host), own)
+	u.Path = strings.TrimSuffix(u.Path, "/")
+	return u.String()
 }
 
 // once asks only once for each name: most are in the list, among the versions
@@ -152,7 +175,12 @@ func protect(add, remove set) {
 func pins(versions map[string]string, canonical func(string) string) []Pin {
 	list := slices.Grow([]Pin(nil), len(versions))
 	for name, version := range versions {
-		list = append(list, Pin{Name: canonical(name), Version: version})
+		if pin := (Pin{Name: canonical(name), Version: version}); pin.Counts() {
+			list = append(list, pin)
+		}
+	}
+	if len(list) == 0 {
+		return nil
 	}
 	slices.SortFunc(list, func(a, b Pin) int {
 		if c := strings.Compare(a.Name, b.Name); c != 0 {

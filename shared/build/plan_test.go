@@ -91,6 +91,100 @@ func TestResolveCopiesTheRest(t *testing.T) {
 	}
 }
 
+// TestFeedSpellings: what changes no image changes no ID: the case of a host,
+// its scheme's own port, a slash at the end, the order of keys and how often
+// each is sent, keys without feeds, and the mode that is meant without one.
+// What changes one does: another path, port or scheme, and the order of feeds.
+func TestFeedSpellings(t *testing.T) {
+	feeds := func(urls ...string) build.Request {
+		r := build.Request{Version: "24.10.5", Target: "x86/64", RepositoryKeys: []string{"a", "b"}}
+		for i, url := range urls {
+			r.Repositories = append(r.Repositories, build.Repository{Name: string(rune('a' + i)), URL: url})
+		}
+		return r
+	}
+	keys := func(r build.Request, keys ...string) build.Request { r.RepositoryKeys = keys; return r }
+	swapped := feeds("https://a.example/x", "http://b.example:8080/y")
+	slices.Reverse(swapped.Repositories)
+	base := feeds("https://a.example/x", "http://b.example:8080/y")
+	replace := base
+	replace.RepositoriesMode = "replace"
+	for _, test := range []struct {
+		name string
+		a, b build.Request
+		same bool
+	}{
+		{"the case of the host", base, feeds("https://A.Example/x", "http://B.EXAMPLE:8080/y"), true},
+		{"a slash at the end", base, feeds("https://a.example/x/", "http://b.example:8080/y/"), true},
+		{"the port of https", base, feeds("https://a.example:443/x", "http://b.example:8080/y"), true},
+		{"the port of http", feeds("http://a.example"), feeds("http://A.example:80/"), true},
+		{"the mode that is meant", base, replace, true},
+		{"the order of keys", base, keys(base, "b", "a"), true},
+		{"a key twice", base, keys(base, "b", "a", "b"), true},
+		{"keys without feeds", feeds(), keys(feeds()), true},
+		{"the case of the path", base, feeds("https://a.example/X", "http://b.example:8080/y"), false},
+		{"another port", feeds("http://a.example:443"), feeds("http://a.example"), false},
+		{"the port of the other scheme", feeds("https://a.example:80"), feeds("https://a.example"), false},
+		{"the scheme", feeds("https://a.example"), feeds("http://a.example"), false},
+		{"the order of feeds", base, swapped, false},
+		{"a key less", base, keys(base, "a"), false},
+	} {
+		before := slices.Clone(test.b.Repositories)
+		p, q := resolve(test.a), resolve(test.b)
+		if same := p.ID(secret) == q.ID(secret); same != test.same {
+			t.Errorf("%s: do they share an ID? %v\n%+v\n%+v", test.name, same, p, q)
+		}
+		if !slices.Equal(before, test.b.Repositories) {
+			t.Errorf("%s: the request was changed to %v", test.name, test.b.Repositories)
+		}
+	}
+}
+
+// FuzzFeedAddress: an address that may be sent stays one, in a spelling that
+// does not change again.
+func FuzzFeedAddress(f *testing.F) {
+	for _, seed := range []string{"https://a.example", "HTTP://a", "http://A.example:80/", "https://a:443/x.adb/", "http://a:/", "http://:80", "https://a/+~/.._", "http://a:99999/b"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, url string) {
+		r := baseRequest()
+		r.Repositories = []build.Repository{{Name: "a", URL: url}}
+		if r.Check() != nil {
+			return
+		}
+		once := resolve(r)
+		if err := once.Check(); err != nil {
+			t.Fatalf("%q became %v: %v", url, once.Repositories, err)
+		}
+		r.Repositories = once.Repositories
+		if twice := resolve(r); once.ID(secret) != twice.ID(secret) {
+			t.Errorf("%q became %v, then %v", url, once.Repositories, twice.Repositories)
+		}
+	})
+}
+
+// TestPinsThatDoNotCount: clients send versions of the kernel and of libc, or
+// leave them out; both mean one image.
+func TestPinsThatDoNotCount(t *testing.T) {
+	with := func(names ...string) build.Plan {
+		versions := map[string]string{}
+		for _, name := range names {
+			versions[name] = "1-" + name
+		}
+		return resolve(build.Request{PackagesVersions: versions, Packages: []string{"busybox"}})
+	}
+	few, all := with("luci"), with("luci", "kernel", "libc")
+	if few.ID(secret) != all.ID(secret) || len(all.Pins) != 1 {
+		t.Errorf("with versions that do not count the pins are %v", all.Pins)
+	}
+	if none := with("kernel", "libc"); none.Pins != nil {
+		t.Errorf("the pins are %v", none.Pins)
+	}
+	if more := with("busybox", "luci"); few.ID(secret) == more.ID(secret) {
+		t.Error("a version that counts is not hashed")
+	}
+}
+
 // universe are the names that the random requests are made of; every default
 // package is one.
 var universe = []string{

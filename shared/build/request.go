@@ -1,6 +1,9 @@
 package build
 
 import (
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/pem"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -58,7 +61,7 @@ var (
 	filesystemPattern = newWord(lower, "-", 20)
 	repoNamePattern   = newWord(alnum, "_.-", 64)
 	repoURLPattern    = newRare(`^https?://[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?(/[A-Za-z0-9._~+-]+){0,32}/?$`)
-	usignKeyPattern   = newRare(`^[A-Za-z0-9+/]{54,56}={0,2}$`)
+	usignKeyPattern   = newRare(`^RW[Q-T][A-Za-z0-9+/]{53}$`) // 42 bytes that begin with "Ed"
 	pemKeyPattern     = newRare(`^-----BEGIN PUBLIC KEY-----\n[A-Za-z0-9+/=\n]{1,1000}-----END PUBLIC KEY-----\n?$`)
 	clientPattern     = newWord(alnum, " /._~+():;,-", 128)
 )
@@ -178,11 +181,29 @@ func checkRepositories(repos []Repository, mode string, keys []string) error {
 		seen[repo.Name] = true
 	}
 	for _, key := range keys {
-		if !usignKeyPattern.MatchString(key) && !pemKeyPattern.MatchString(key) {
-			return invalid("repository_keys: a key is neither one line of usign base64 nor a PEM public key.")
+		if !usignKeyPattern.MatchString(key) && !isPEMKey(key) {
+			return invalid("repository_keys: %q is no key. Send the second line of a feed's usign public key file, or its PEM public key.", quote(key))
 		}
 	}
 	return nil
+}
+
+// isPEMKey tells whether the text holds what every kind of public key is
+// wrapped in. Which kinds there are is for apk to know.
+func isPEMKey(text string) bool {
+	if !pemKeyPattern.MatchString(text) {
+		return false
+	}
+	block, more := pem.Decode([]byte(text))
+	if block == nil || len(more) > 0 {
+		return false
+	}
+	var wrapped struct {
+		Algorithm pkix.AlgorithmIdentifier
+		Key       asn1.BitString
+	}
+	rest, err := asn1.Unmarshal(block.Bytes, &wrapped)
+	return err == nil && len(rest) == 0 && wrapped.Key.BitLength > 0
 }
 
 // splitPackage takes an entry of a package list apart: the sign is cut from

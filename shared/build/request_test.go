@@ -32,9 +32,15 @@ var fields = map[string]struct {
 		r.Repositories = []build.Repository{{Name: s, URL: "https://a.example/x"}}
 	}, []string{"mine", "openwrt_core"}},
 	"feed address": {func(r *build.Request, s string) { r.Repositories = []build.Repository{{Name: "a", URL: s}} }, []string{"https://a.example", "http://127.0.0.1:8080/a/b/", "https://a.example/x/packages.adb"}},
-	"feed key":     {func(r *build.Request, s string) { r.RepositoryKeys = []string{s} }, []string{"RWQ" + strings.Repeat("A", 53), "-----BEGIN PUBLIC KEY-----\nMFkw+/=\n-----END PUBLIC KEY-----\n"}},
+	"feed key":     {func(r *build.Request, s string) { r.RepositoryKeys = []string{s} }, []string{"RWQ" + strings.Repeat("A", 53), pemKey, strings.TrimSpace(pemKey)}},
 	"client":       {func(r *build.Request, s string) { r.Client = s }, []string{"", "luci/26.123~abc", "auc (0.3.2)"}},
 }
+
+const pemKey = `-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAElHAPZM9WHSF87oIYlGyHcD12ksOJ
+qdOYcDYPvpLE8EUSd5ek/FWmxWHv3xhf61JqCWQjUIUFzNMZUzrWPvgoFQ==
+-----END PUBLIC KEY-----
+`
 
 // hostile is what no field may hold: all of it means something to make, a
 // shell, a path or a header.
@@ -190,4 +196,20 @@ func wantHarmless(t *testing.T, r build.Request) {
 		}
 	}
 	walk(v)
+}
+
+// TestNoKeys: what looks like a key and is none is refused at once, and not by
+// a build.
+func TestNoKeys(t *testing.T) {
+	good := "RWRNAX5vHtXWFmt+n5di7XX8rTu0w+c8X7Ihv4oCyD6tzsUwmH0A6kO0"
+	for name, key := range map[string]string{
+		"too short": good[:55], "too long": good + "A", "with an end": good[:54] + "==", "of another kind": "A" + good[1:], "another letter": "RWU" + good[3:],
+		"all the same": strings.Repeat("A", 56), "a signature": good + good[:44], "PEM of nothing": "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n",
+		"PEM of no base64": strings.Replace(pemKey, "A", "=", 1), "cut PEM": strings.Replace(pemKey, "qdOYcDYP", "", 1), "more than a key": strings.Replace(pemKey, "FQ==", "FQAAAA==", 1),
+		"PEM of a usign key": "-----BEGIN PUBLIC KEY-----\n" + good + "\n-----END PUBLIC KEY-----\n", "two": pemKey + pemKey,
+	} {
+		r := baseRequest()
+		r.RepositoryKeys = []string{key}
+		wantInvalid(t, r.Check(), name)
+	}
 }

@@ -43,7 +43,8 @@ func NewDevice(facts build.Facts, packages ...string) *Device {
 	for _, name := range packages {
 		list = append(list, feed.Package{Name: name, Version: "1"})
 	}
-	return &Device{Facts: facts, target: &target{own: newIndex(string(distill(headOpkg, list)))}, feeds: &index{}}
+	own := newIndex(string(distill(headOpkg, list)))
+	return &Device{Facts: facts, target: &target{own: own, kmods: own.has(kmodPrefix)}, feeds: &index{}}
 }
 
 // Device returns the device that a request means. The profile is an id, an

@@ -20,6 +20,7 @@ type index struct {
 	format resolve.Format
 	lost   bool   // some names with ABI versions are missing
 	bare   bool   // of some packages only the name and the version are known
+	open   bool   // there may be names that it does not have
 	stamp  string // of the files that it was read from
 }
 
@@ -185,8 +186,11 @@ func (x *index) all() iter.Seq[entry] {
 	}
 }
 
-// An ABI version where only the name tells it. All real ones begin so.
-var cutPattern = regexp.MustCompile(`^[0-9][A-Za-z0-9_.+]{0,31}$`)
+// An ABI version where only the name tells it. All real ones begin so;
+// libwolfssl's has 38 characters.
+var cutPattern = regexp.MustCompile(`^[0-9][A-Za-z0-9_.+]{0,63}$`)
+
+const maxCut = 1 + 64 // with a '-'
 
 // cutABI looks for the package whose name, with some ABI version behind it, is
 // the given one: the longest there is that is accepted.
@@ -194,7 +198,7 @@ func cutABI(name string, find func(string) (entry, bool), accept func(entry) boo
 	if strings.HasPrefix(name, "kmod-") {
 		return entry{}, false // kernel modules never have one
 	}
-	for i := len(name) - 1; i > 0 && len(name)-i <= 33; i-- {
+	for i := len(name) - 1; i > 0 && len(name)-i <= maxCut; i-- {
 		abi, dash := strings.CutPrefix(name[i:], "-")
 		if dash != endsInDigit(name[:i]) || !cutPattern.MatchString(abi) {
 			continue

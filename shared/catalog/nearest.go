@@ -19,12 +19,14 @@ type suggestion struct {
 }
 
 // nearest returns the candidates that look most like name, best first: those
-// that few typing errors lead to, then those that name is a part of.
+// that few typing errors lead to, then those that name is a part of. Capitals
+// are no errors.
 func nearest(name string, candidates iter.Seq[string]) []string {
 	var best []suggestion
+	name = strings.ToLower(name)
 	typos, letters := min(3, 1+len(name)/4), lettersOf(name)
 	for c := range candidates {
-		cost, ok := costOf(name, c, typos, letters)
+		cost, ok := costOf(name, strings.ToLower(c), typos, letters)
 		if !ok || len(best) == maxSuggestions && cost >= best[maxSuggestions-1].cost {
 			continue
 		}

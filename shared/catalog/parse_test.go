@@ -241,7 +241,15 @@ func checkIndex(t *testing.T, head string, list []feed.Package) {
 			names = append(names, o.Name)
 		}
 		for _, name := range names {
-			if found := u.Find(name); !slices.ContainsFunc(found, func(o *feed.Package) bool { return same(o, p, head == headAPK) }) {
+			found := u.Find(name)
+			once := map[string]bool{}
+			for _, o := range found {
+				if once[o.Name+"="+o.Version] {
+					t.Fatalf("%q finds %s %s twice", name, o.Name, o.Version)
+				}
+				once[o.Name+"="+o.Version] = true
+			}
+			if !slices.ContainsFunc(found, func(o *feed.Package) bool { return same(o, p, head == headAPK) }) {
 				t.Fatalf("%q finds %+v and not %+v", name, found, p)
 			}
 			free := d.Canonical(name)

@@ -229,19 +229,28 @@ func (c *Catalog) loadTarget(f files, key string) (*target, error) {
 	t.stamp = stamp
 	dir := folder(t.version) + "/targets/" + t.name
 	var texts []string
+	open := false
 	for _, file := range []string{".packages", ".kmods"} {
 		from := t.indices()[file]
 		m, text, err := f.read(key + "/" + file)
 		// Modules of an earlier kernel may still be there.
 		if from != "" && err == nil && path.Dir(c.pathOf(m)) == path.Join(dir, from) {
 			texts = append(texts, text)
+			open = open || namesOnly(m)
+			t.kmods = file == ".kmods"
 		}
 	}
 	if len(texts) > 0 {
 		t.own = newIndex(texts...)
+		t.own.open = open
+		t.kmods = t.kmods || t.Kernel == "" && t.own.has(kmodPrefix)
 	}
 	return t, nil
 }
+
+// namesOnly tells whether an index was made of a file that does not tell what
+// packages provide.
+func namesOnly(m meta) bool { return path.Base(m.Source) == "index.json" }
 
 // loadBareTarget is loadTarget without package indices.
 func (c *Catalog) loadBareTarget(f files, key string) (*target, error) {
@@ -259,7 +268,8 @@ func (c *Catalog) loadBareTarget(f files, key string) (*target, error) {
 	return t, nil
 }
 
-// usualFeeds are looked for where an architecture has no list of its feeds.
+// usualFeeds are looked for where an architecture has no list of its feeds. An
+// ImageBuilder's own list may have more then, and feeds of other hosts.
 var usualFeeds = []string{"base", "luci", "packages", "routing", "telephony", "video"}
 
 var feedPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
@@ -347,14 +357,18 @@ func (c *Catalog) loadFeeds(f files, key string) (*index, error) {
 	if names == nil {
 		return nil, fs.ErrNotExist
 	}
+	list, _, _ := f.read(feedsKey(key) + "/.names")
 	stamp := stampOfUnit(f, feedsKey(key), append([]string{".names"}, names...))
 	var texts []string
+	open := list.Sum == "" // it was guessed
 	for _, name := range names {
-		if _, text, err := f.read(feedsKey(key) + "/" + name); err == nil {
+		m, text, err := f.read(feedsKey(key) + "/" + name)
+		if err == nil {
 			texts = append(texts, text)
 		}
+		open = open || err != nil || namesOnly(m)
 	}
 	x := newIndex(texts...)
-	x.stamp = stamp
+	x.stamp, x.open = stamp, open
 	return x, nil
 }

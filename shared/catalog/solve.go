@@ -35,10 +35,12 @@ func (d *Device) Resolve(p *build.Plan) (resolve.Solution, error) {
 			q.Pins[pin.Name] = pin.Version
 		}
 	}
-	solution, problem := resolve.Resolve(d.universe(), q)
+	u := d.universe()
+	solution, problem := resolve.Resolve(u, q)
 	if problem != nil {
 		return resolve.Solution{}, d.refusal(problem)
 	}
+	solution.Sure = solution.Sure && !u.unseen
 	return solution, nil
 }
 
@@ -91,7 +93,7 @@ func (d *Device) format() resolve.Format {
 type universe struct {
 	*Device
 	parsed map[place]*feed.Package
-	kmods  bool // it is known which modules the kernel has
+	unseen bool // a module was granted
 }
 
 type place struct {
@@ -100,7 +102,7 @@ type place struct {
 }
 
 func (d *Device) universe() *universe {
-	return &universe{d, map[place]*feed.Package{}, d.target.Kernel != "" || d.target.own.has(kmodPrefix)}
+	return &universe{Device: d, parsed: map[place]*feed.Package{}}
 }
 
 const kmodPrefix = "kmod-"
@@ -145,8 +147,8 @@ func (u *universe) at(x *index, i int) *feed.Package {
 }
 
 // Granted is true of what ImageBuilders bring along, of default packages that
-// no index lists, of modules while none are known, and of libraries whose
-// names an index has lost.
+// no index lists, of modules while none are known, of libraries whose names an
+// index has lost, and of all that is in no index if there may be others.
 func (u *universe) Granted(name string) bool {
 	if alwaysKnown(name) {
 		return true
@@ -154,8 +156,15 @@ func (u *universe) Granted(name string) bool {
 	if _, ok := u.lookup(name); ok {
 		return false
 	}
+	if !u.target.kmods && strings.HasPrefix(name, kmodPrefix) {
+		u.unseen = true
+		return true
+	}
 	_, found := u.find(name)
-	return found || !u.kmods && strings.HasPrefix(name, kmodPrefix) || slices.Contains(u.Facts.Defaults, name)
+	return found || u.open() || slices.Contains(u.Facts.Defaults, name)
 }
 
-func (u *universe) Whole() bool { return !u.target.own.bare && !u.feeds.bare }
+// open tells whether there may be names that are in no index.
+func (u *universe) open() bool { return u.target.own.open || u.feeds.open }
+
+func (u *universe) Whole() bool { return !u.target.own.bare && !u.feeds.bare && !u.open() }

@@ -290,3 +290,52 @@ func TestTrust(t *testing.T) {
 		}
 	}
 }
+
+// TestInDoubt: where more may be there than is known, nothing is refused for
+// want of it, and nothing is sure.
+func TestInDoubt(t *testing.T) {
+	const x86Feeds = "releases/24.10.5/packages/x86_64"
+	for _, c := range []struct {
+		name          string
+		doubt         func(*catalogtest.Upstream)
+		version       string
+		passes, fails string
+	}{
+		{"the feeds are guessed", func(u *catalogtest.Upstream) { u.Drop(x86Feeds + "/feeds.conf") }, "24.10.5", "falter-common luci-app-x", ""},
+		{"a feed is elsewhere", func(u *catalogtest.Upstream) { u.Drop(x86Feeds + "/falter/") }, "24.10.5", "falter-common luci-app-x", ""},
+		{"no folder of modules", func(u *catalogtest.Upstream) { u.Drop("releases/24.10.5/targets/x86/64/kmods") }, "24.10.5", "kmod-wireguard kmod-user", "nanoo luci-app-x"},
+		{"names only", func(u *catalogtest.Upstream) { withoutADB(u, "releases/25.12.0-rc1") }, "25.12.0-rc1", "hostapd luci-app-x", ""},
+	} {
+		for _, doubtful := range []bool{false, true} {
+			u := market(t)
+			u.Feed("24.10.5", "x86_64", "falter", false, catalogtest.Package{Name: "falter-common", Version: "1", Depends: "libc"})
+			if doubtful {
+				c.doubt(u)
+			}
+			d := fetched(t, u).device(t, c.version, x86, "", "")
+			for _, name := range strings.Fields(c.passes) {
+				s, err := d.Resolve(&build.Plan{Add: []string{name}})
+				if doubtful && (err != nil || s.Sure) {
+					t.Errorf("%s: %s: sure %v, %v", c.name, name, s.Sure, err)
+				}
+			}
+			for _, name := range strings.Fields(c.fails) {
+				refused(t, d.CheckPackages([]string{name}), build.CodeUnknownPackage)
+			}
+			if s, err := d.Resolve(&build.Plan{Add: []string{"nano"}}); err != nil || s.Sure == doubtful {
+				t.Errorf("%s (%v): nano: sure %v, %v", c.name, doubtful, s.Sure, err)
+			}
+		}
+	}
+}
+
+// TestLongABI: ABI versions are as long as indices may have them.
+func TestLongABI(t *testing.T) {
+	long := "5." + strings.Repeat("7", 62)
+	x := newIndex(string(distill(headLost, []feed.Package{{Name: "libwolfssl", Version: "5.7.4"}})))
+	for name, want := range map[string]bool{"libwolfssl" + long: true, "libwolfssl" + long + "7": false} {
+		if _, ok := cutABI(name, x.find, func(entry) bool { return true }); ok != want {
+			t.Errorf("%s: found %v, want %v", name, ok, want)
+		}
+	}
+}

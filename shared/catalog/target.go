@@ -49,6 +49,7 @@ type target struct {
 	stamp         string             // of the files that it was read from
 	byName        map[string][]int32 // id or alias in its bare form → profiles
 	own           *index             // the target's packages and kernel modules; nil if not known
+	kmods         bool               // it is known which modules the kernel has
 }
 
 // profile is one device, or one family of boards.

@@ -18,9 +18,9 @@ func (t *Table) Find(version, target, profile string) (newTarget, newProfile str
 		if !ok || row == nil {
 			break
 		}
-		from := target + " " + profile
+		from := device(target, profile)
 		target, profile = cmp.Or(row.ToTarget, target), cmp.Or(row.ToProfile, profile)
-		changes = append(changes, Change{From: strings.TrimSpace(from), To: strings.TrimSpace(target + " " + profile), Reason: row.Why, Link: row.Link})
+		changes = append(changes, Change{From: from, To: device(target, profile), Reason: row.Why, Link: row.Link})
 	}
 	return target, profile, changes
 }
@@ -45,7 +45,7 @@ func (t *Table) Dropped(version, target, profile string) (Change, bool) {
 	if row == nil {
 		return Change{}, false
 	}
-	return Change{From: strings.TrimSpace(target + " " + profile), Reason: row.Why, Link: row.Link}, true
+	return Change{From: device(target, profile), Reason: row.Why, Link: row.Link}, true
 }
 
 // Notes is what has to be known before a version takes the place of an older
@@ -85,6 +85,10 @@ func (t *Table) newest(at place, target, profile string, kind func(*deviceRow) b
 	}
 	return found
 }
+
+// device names one in a Change: in the table's spelling, whatever the client's,
+// for what was moved is a part of a request's hash.
+func device(target, profile string) string { return strings.TrimSpace(target + " " + bare(profile)) }
 
 // bare is how profiles are spelled in the table: clients send "vendor,model"
 // as well.

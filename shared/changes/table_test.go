@@ -162,6 +162,16 @@ func TestFind(t *testing.T) {
 	}
 }
 
+// TestFindSpelling: what a client calls a board is no part of what was changed,
+// or requests for one image would have hashes of their own.
+func TestFindSpelling(t *testing.T) {
+	_, _, board := Builtin().Find("25.12.1", "lantiq/xrx200", "tplink,tdw8970")
+	_, _, profile := Builtin().Find("25.12.1", "lantiq/xrx200", "tplink_tdw8970")
+	if len(board) != 1 || !slices.Equal(board, profile) {
+		t.Errorf("%v, %v", board, profile)
+	}
+}
+
 // TestFindChain: a device that moved twice is found.
 func TestFindChain(t *testing.T) {
 	table, err := Parse([]byte(`{"branches":{"23.05":23069,"24.10":27990},"devices":[

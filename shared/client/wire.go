@@ -27,9 +27,9 @@ type Request struct {
 	PackagesVersions map[string]string `json:"packages_versions,omitempty"` // names to the versions relied on
 	DiffPackages     bool              `json:"diff_packages"`               // the list is the whole image, not an addition
 	Filesystem       string            `json:"filesystem,omitempty"`        // "squashfs", "ext4"; "" for all
-	RootfsSizeMB     *int              `json:"rootfs_size_mb"`              // nil for the target's own size
+	RootfsSizeMB     *int              `json:"rootfs_size_mb"`              // in MiB; null for the target's own size
 	Defaults         string            `json:"defaults"`                    // first-boot script; answers say "(private)"
-	Repositories     Repositories      `json:"repositories,omitempty"`
+	Repositories     Repositories      `json:"repositories,omitempty"`      // feed names to addresses
 	RepositoriesMode string            `json:"repositories_mode,omitempty"` // "append" or "replace"
 	RepositoryKeys   []string          `json:"repository_keys,omitempty"`   // usign base64 or PEM
 	Client           string            `json:"client,omitempty"`            // who asks, "name/version"

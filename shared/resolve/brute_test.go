@@ -56,35 +56,43 @@ func (b brute) set(bits int) []*feed.Package {
 
 // solvable tells whether any set will do.
 func (b brute) solvable(want []string) bool {
+	turns := b.turns(want)
 	for bits := range 1 << len(b.packages) {
-		if b.good(b.set(bits), want) {
+		if b.good(b.set(bits), want, turns) {
 			return true
 		}
 	}
 	return false
 }
 
-func (b brute) good(set []*feed.Package, want []string) bool {
+func (b brute) good(set []*feed.Package, want []string, turns []turn) bool {
 	for _, name := range want {
 		if !b.granted[name] && !b.stands(set, name) {
 			return false
 		}
 	}
-	return b.closed(set) && !b.clash(set)
+	return b.closed(set) && !b.clash(set, turns)
 }
 
 // stands tells whether a wanted name is there. opkg takes the package of that
 // name if it can be installed at all.
 func (b brute) stands(set []*feed.Package, name string) bool {
-	if b.Format == Opkg {
-		for bits := range 1 << len(b.packages) {
-			own := func(p *feed.Package) bool { return p.Name == name }
-			if all := b.set(bits); slices.ContainsFunc(all, own) && b.closed(all) {
-				return slices.ContainsFunc(set, own)
-			}
-		}
+	if b.Format == Opkg && !b.granted[name] {
+		return slices.ContainsFunc(b.own(name), func(p *feed.Package) bool { return slices.Contains(set, p) })
 	}
 	return b.met(set, feed.Dependency{Name: name})
+}
+
+// own returns what opkg takes for a wanted name.
+func (b brute) own(name string) []*feed.Package {
+	own := slices.DeleteFunc(b.Find(name), func(p *feed.Package) bool { return p.Name != name })
+	for bits := range 1 << len(b.packages) {
+		set := b.set(bits)
+		if b.closed(set) && slices.ContainsFunc(own, func(p *feed.Package) bool { return slices.Contains(set, p) }) {
+			return own
+		}
+	}
+	return b.Find(name)
 }
 
 func (b brute) closed(set []*feed.Package) bool {
@@ -125,7 +133,7 @@ func (b brute) bears(p *feed.Package, d feed.Dependency) bool {
 }
 
 // clash tells whether the package manager certainly minds two of the set.
-func (b brute) clash(set []*feed.Package) bool {
+func (b brute) clash(set []*feed.Package, turns []turn) bool {
 	for i, p := range set {
 		for _, q := range set[:i] {
 			if b.Format == APK && (b.excludes(p, q) || b.excludes(q, p) || oneName(p, q)) {
@@ -134,7 +142,7 @@ func (b brute) clash(set []*feed.Package) bool {
 			if b.Format == Opkg && b.names(p, q) && b.names(q, p) {
 				return true
 			}
-			if b.Format == Opkg && b.alike(p, q) && (b.names(p, q) && !b.leads(p, q) || b.names(q, p) && !b.leads(q, p)) {
+			if b.Format == Opkg && (b.names(p, q) && late(p, q, turns) || b.names(q, p) && late(q, p, turns)) {
 				return true
 			}
 		}
@@ -148,6 +156,48 @@ func (b brute) excludes(p, q *feed.Package) bool {
 
 func (b brute) names(p, q *feed.Package) bool {
 	return slices.ContainsFunc(p.Conflicts, func(c feed.Dependency) bool { return c.Name == q.Name && b.meets(q.Version, c.Op, c.Version) })
+}
+
+// turn is the state after so many of the wanted names, which opkg installs one
+// after the other.
+type turn struct {
+	there  map[*feed.Package]bool // what has to be there
+	nearby map[*feed.Package]bool // what may be there
+}
+
+func (b brute) turns(want []string) []turn {
+	var turns []turn
+	if b.Format != Opkg {
+		return nil
+	}
+	for i := range want {
+		t := turn{map[*feed.Package]bool{}, map[*feed.Package]bool{}}
+		for _, p := range b.packages {
+			t.there[p] = true
+			for _, name := range want[:i+1] {
+				for _, q := range b.own(name) {
+					t.nearby[p] = t.nearby[p] || p == q || b.leads(q, p)
+				}
+			}
+		}
+		for bits := range 1 << len(b.packages) {
+			set := b.set(bits)
+			missing := func(name string) bool { return !b.granted[name] && !b.stands(set, name) }
+			if slices.ContainsFunc(want[:i+1], missing) || !b.closed(set) {
+				continue
+			}
+			for p := range t.there {
+				t.there[p] = t.there[p] && slices.Contains(set, p)
+			}
+		}
+		turns = append(turns, t)
+	}
+	return turns
+}
+
+// late tells whether it is a package's turn when the other is there for sure.
+func late(p, other *feed.Package, turns []turn) bool {
+	return slices.ContainsFunc(turns, func(t turn) bool { return t.there[other] && !t.nearby[p] })
 }
 
 // leads tells whether a package may need another one.
@@ -178,15 +228,6 @@ func held(p *feed.Package) map[string]string {
 	}
 	m[p.Name] = p.Version
 	return m
-}
-
-func (b brute) alike(p, q *feed.Package) bool {
-	for name := range held(p) {
-		if _, ok := held(q)[name]; ok {
-			return true
-		}
-	}
-	return false
 }
 
 // oneName: apk gives a name with a version to one package only.
@@ -267,7 +308,7 @@ func judge(t *testing.T, format Format, n func(limit int) int) verdict {
 		t.Fatalf("format %d: %v is refused and can be had (%s):\n%s", format, want, problem.Sentence(Release{}), w)
 	}
 	// What is granted need not come with what it needs.
-	if v.sure && len(w.granted) == 0 && !b.good(got.Packages, want) {
+	if v.sure && len(w.granted) == 0 && !b.good(got.Packages, want, b.turns(want)) {
 		t.Fatalf("format %d: for %v it is sure of %v:\n%s", format, want, namesOf(got.Packages), w)
 	}
 	return v

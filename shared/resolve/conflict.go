@@ -3,6 +3,7 @@ package resolve
 import (
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/attended-sysupgrade/sysup/shared/feed"
 )
@@ -108,27 +109,46 @@ func versioned(n *node) []string {
 // certain tells whether a conflict that a declares with b cannot be got
 // around. apk always minds it. opkg only looks at what is there already
 // when it comes to the one that declares it, and only at packages of that very
-// name: so both have to declare it, or be variants of each other,
-// which bring the same files; but not if the one comes along with the other.
+// name: so both have to declare it, or b has to be there by then, or they are
+// variants of each other, which bring the same files; but not if the one comes
+// along with the other. 17.01 was told not to look.
 func (s *solver) certain(a, b *node) bool {
-	if s.Format == APK {
+	switch {
+	case s.Format == APK, s.rival(a, bearersOf([]*node{b})) != nil:
 		return true
+	case s.Format == Opkg17 || !declares(s.Format, a, b):
+		return false
 	}
-	if s.rival(a, bearersOf([]*node{b})) != nil {
-		return true
-	}
-	return declares(s.Format, a, b) && (declares(s.Format, b, a) || related(a, b) && !s.leads(a, b))
+	return declares(s.Format, b, a) || alike(a, b) && !s.leads(a, b, s.candidates) || s.precedes(b, a)
 }
 
-// leads tells whether a package may need another one, over any number of
-// others. What is needed is installed after the conflicts were looked at.
-func (s *solver) leads(from, to *node) bool {
+// precedes tells whether b is certainly there before it is a's turn: opkg
+// installs one wanted name after the other, each with what it needs.
+func (s *solver) precedes(b, a *node) bool {
+	for _, name := range s.Want {
+		list := s.wanted(name)
+		for _, n := range list {
+			if n == a || s.leads(n, a, s.candidates) {
+				return false
+			}
+		}
+		if len(list) == 1 && !s.Granted(name) && (list[0] == b || s.leads(list[0], b, s.only)) {
+			return true
+		}
+	}
+	return false
+}
+
+// leads tells whether a package comes to need another one, over any number of
+// others, if each dependency is met by what meets returns. What is needed is
+// installed after the conflicts were looked at.
+func (s *solver) leads(from, to *node, meets func(feed.Dependency) []*node) bool {
 	seen, todo := map[*node]bool{}, []*node{from}
 	for len(todo) > 0 {
 		n := todo[0]
 		todo = todo[1:]
 		for _, need := range n.Depends {
-			for _, m := range s.candidates(need) {
+			for _, m := range meets(need) {
 				if m == to {
 					return true
 				}
@@ -147,13 +167,14 @@ func declares(f Format, a, b *node) bool {
 	return slices.ContainsFunc(a.Conflicts, func(c feed.Dependency) bool { return c.Name == b.Name && f.meets(b.Version, c.Op, c.Version) })
 }
 
-// related tells whether one has a name of the other's.
-func related(a, b *node) bool {
-	names := map[string]bool{a.Name: true}
-	for _, o := range a.Provides {
-		names[o.Name] = true
-	}
-	return names[b.Name] || slices.ContainsFunc(b.Provides, func(o feed.Dependency) bool { return names[o.Name] })
+// alike tells whether two packages of different names look like variants of one
+// source: their names begin with the same word, and both stand for a third name.
+func alike(a, b *node) bool {
+	word, _, _ := strings.Cut(a.Name, "-")
+	other, _, _ := strings.Cut(b.Name, "-")
+	return a.Name != b.Name && word == other && slices.ContainsFunc(a.Provides, func(o feed.Dependency) bool {
+		return o.Name != a.Name && o.Name != b.Name && slices.ContainsFunc(b.Provides, func(p feed.Dependency) bool { return p.Name == o.Name })
+	})
 }
 
 // chain leads from a wanted package to what needs this one.

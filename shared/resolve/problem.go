@@ -27,7 +27,8 @@ type Problem struct {
 	// Chain leads from a wanted package to the one that needs Name.
 	Chain []string
 	// Bound is the condition on the version that nothing meets, as ">= 2",
-	// and Have the versions that there are.
+	// and Have the versions that there are, with a "" if the name is there
+	// without one.
 	Bound string
 	Have  []string
 	// With is the other one of a conflict, WithChain leads to it. File is one
@@ -98,7 +99,15 @@ func (p *Problem) lack(r Release) string {
 	if len(p.Have) == 0 {
 		return fmt.Sprintf(", which %s does not have", r.Name)
 	}
-	return fmt.Sprintf(" (%s), which %s has as %s only", p.Bound, r.Name, list(p.Have, 3, " and "))
+	versions := slices.DeleteFunc(slices.Clone(p.Have), func(v string) bool { return v == "" })
+	if len(versions) == 0 {
+		return fmt.Sprintf(" (%s), which %s has without a version only", p.Bound, r.Name)
+	}
+	text := "as " + list(versions, 3, " and ")
+	if len(versions) < len(p.Have) {
+		text += " and without a version"
+	}
+	return fmt.Sprintf(" (%s), which %s has %s only", p.Bound, r.Name, text)
 }
 
 // without says how to do without a package.
@@ -211,10 +220,28 @@ func (s *solver) missing(name string) *Problem {
 // shown is the name by which people know a package.
 func shown(n *node) string { return n.Free() }
 
+// versionsUnder are those that a package has under a name, "" for none.
+func versionsUnder(name string, p *feed.Package) []string {
+	var list []string
+	if p.Name == name {
+		list = append(list, p.Version)
+	}
+	for _, o := range p.Provides {
+		if o.Name == name {
+			list = append(list, o.Version)
+		}
+	}
+	return list
+}
+
+// bounded notes a condition that nothing meets. That is so with apk only, which
+// holds it against the version under the name.
 func (p *Problem) bounded(d feed.Dependency, there []*node) {
 	for _, n := range there {
-		if !slices.Contains(p.Have, n.Version) {
-			p.Have = append(p.Have, n.Version)
+		for _, v := range versionsUnder(d.Name, n.Package) {
+			if !slices.Contains(p.Have, v) {
+				p.Have = append(p.Have, v)
+			}
 		}
 	}
 	p.Bound = strings.TrimSpace(d.Op + " " + d.Version)

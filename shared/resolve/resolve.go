@@ -162,8 +162,8 @@ func (s *solver) impossible() *Problem {
 	for i := 0; i < len(s.forced); i++ {
 		n := s.forced[i]
 		for _, need := range n.Depends {
-			if list := s.usable(need); len(list) == 1 && !s.granted(need) {
-				s.force(list[0], n)
+			for _, one := range s.only(need) {
+				s.force(one, n)
 			}
 		}
 	}
@@ -204,6 +204,14 @@ func (s *solver) usable(d feed.Dependency) []*node {
 		}
 	}
 	return list
+}
+
+// only returns the one package that can meet a dependency, if there is just one.
+func (s *solver) only(d feed.Dependency) []*node {
+	if list := s.usable(d); len(list) == 1 && !s.granted(d) {
+		return list
+	}
+	return nil
 }
 
 // candidates returns the packages that meet a dependency or one of its
@@ -364,27 +372,48 @@ func (s *solver) preferred(list []*node, name string) *node {
 	for _, is := range []func(*node) bool{
 		func(n *node) bool { return n.chosen },
 		func(n *node) bool { return n.forced },
+	} {
+		if some := slices.DeleteFunc(slices.Clone(list), func(n *node) bool { return !is(n) }); len(some) > 0 {
+			return s.best(some, list)
+		}
+	}
+	list = s.newest(list)
+	for _, is := range []func(*node) bool{
 		func(n *node) bool { return n.Name == name },
 		func(n *node) bool { return n.Free() == name },
 	} {
 		if some := slices.DeleteFunc(slices.Clone(list), func(n *node) bool { return !is(n) }); len(some) > 0 {
-			best := slices.MaxFunc(some, s.newer)
-			if !best.chosen && slices.ContainsFunc(list, func(n *node) bool { return n.Priority > best.Priority }) {
-				s.sure = false
-			}
-			return best
+			return s.best(some, list)
 		}
 	}
-	best := slices.MaxFunc(list, s.newer)
+	best := slices.MaxFunc(list, before)
 	if slices.ContainsFunc(list, func(n *node) bool { return n.Name != best.Name && n.Priority == best.Priority }) {
 		s.sure = false
 	}
 	return best
 }
 
-// newer orders by apk's priority, by name and by version.
-func (s *solver) newer(a, b *node) int {
-	return cmp.Or(cmp.Compare(a.Priority, b.Priority), cmp.Compare(a.Name, b.Name), s.Format.Compare(a.Version, b.Version))
+// best is that of some packages which goes before the others. A package with a
+// higher priority that is not among them makes it unsure.
+func (s *solver) best(some, all []*node) *node {
+	best := slices.MaxFunc(s.newest(some), before)
+	if !best.chosen && slices.ContainsFunc(all, func(n *node) bool { return n.Name != best.Name && n.Priority > best.Priority }) {
+		s.sure = false
+	}
+	return best
+}
+
+// newest leaves the newest version of each package, which is taken whatever
+// the priorities of older ones are.
+func (s *solver) newest(list []*node) []*node {
+	return slices.DeleteFunc(slices.Clone(list), func(n *node) bool {
+		return slices.ContainsFunc(list, func(o *node) bool { return o.Name == n.Name && s.Format.Compare(o.Version, n.Version) > 0 })
+	})
+}
+
+// before orders packages of different names by apk's priority, and by name.
+func before(a, b *node) int {
+	return cmp.Or(cmp.Compare(a.Priority, b.Priority), cmp.Compare(a.Name, b.Name))
 }
 
 func (s *solver) solution() Solution {

@@ -20,6 +20,9 @@ func parse(t *testing.T, stanzas string) *world {
 		if list[i].ABI != "" {
 			list[i].Priority = 10 // as OpenWrt gives it
 		}
+		if list[i].Name == "twice" && list[i].Version == "1" {
+			list[i].Priority = 10 // it does not count among versions of one name
+		}
 		w.packages = append(w.packages, &list[i])
 	}
 	return w
@@ -92,6 +95,47 @@ Package: wget-nossl
 Version: 1
 Provides: wget
 
+Package: twice
+Version: 1
+
+Package: twice
+Version: 2
+
+Package: takes-twice
+Version: 1
+Depends: twice
+
+Package: plain
+Version: 1
+
+Package: usurper
+Version: 1
+Conflicts: plain
+Provides: plain
+
+Package: kept
+Version: 1
+
+Package: needs-kept
+Version: 1
+Depends: kept
+
+Package: hater
+Version: 1
+Conflicts: kept
+
+Package: needs-plain
+Version: 1
+Depends: plain
+
+Package: needs-usurper
+Version: 1
+Depends: usurper
+
+Package: needs-both
+Version: 1
+Depends: usurper, needs-plain
+
 `
 
 var release = Release{Name: "OpenWrt 25.12.5", Target: "x86/64", Defaults: []string{"dnsmasq", "wpad-basic-mbedtls", "firstwifi"}, Near: []string{"libfoo2"}}
@@ -119,6 +163,17 @@ func TestRefusals(t *testing.T) {
 		{APK, "wpad-mesh-openssl wpad-basic-mbedtls", nil, "wpad-mesh-openssl conflicts with wpad-basic-mbedtls, which is a default package: send -wpad-basic-mbedtls, too."},
 		{Opkg, "wpad-basic-mbedtls mesh11sd", nil, "wpad-mesh-openssl, which mesh11sd needs, conflicts with wpad-basic-mbedtls, which is a default package: send -wpad-basic-mbedtls, too."},
 		{APK, "mesh11sd firstwifi", nil, "wpad-mesh-openssl, which mesh11sd needs, conflicts with wpad-basic-mbedtls, which the default package firstwifi needs: send -firstwifi, too."},
+		{Opkg, "wpad-mesh-openssl wpad-basic-mbedtls", nil, "wpad-mesh-openssl conflicts with wpad-basic-mbedtls, which is a default package: send -wpad-basic-mbedtls, too."}, // variants
+		{Opkg17, "wpad-basic-mbedtls wpad-mesh-openssl", nil, ""}, // it was told not to look
+		{Opkg, "usurper plain", nil, ""},                          // plain is not there yet when it is looked for
+		{Opkg, "needs-usurper plain", nil, ""},
+		{Opkg, "needs-both plain", nil, ""}, // plain may come first or last
+		{Opkg, "plain usurper", nil, "usurper conflicts with plain. Leave one of them out."},
+		{Opkg, "needs-plain needs-usurper", nil, ""}, // usurper may be what needs-plain needs,
+		{Opkg, "hater needs-kept", nil, ""},
+		{Opkg, "needs-kept hater", nil, "hater conflicts with kept, which needs-kept needs. Leave one of them out."},
+		{APK, "hater needs-kept", nil, "hater conflicts with kept, which needs-kept needs. Leave one of them out."},
+		{APK, "usurper plain", nil, ""}, // it provides what it excludes, so it stands for it
 		{Opkg, "kmod-x kernel", nil, ""},
 		{APK, "libubox", map[string]string{"libubox": "2024.03.29-r1"}, ""},
 		{APK, "libubox luci-base", map[string]string{"libubox": "2023-r1", "luci-base": "26.1", "nothing": "9"}, "The packages are not the asked versions: libubox is 2024.03.29-r1 instead of 2023-r1. Look for updates again and send the request anew."},
@@ -126,7 +181,7 @@ func TestRefusals(t *testing.T) {
 		{APK, "libubox luci-base", map[string]string{"libubox": "2025-r1", "luci-base": "27"}, ""}, // of a newer index
 		{APK, "wget", nil, ""},
 		{APK, "old-style", nil, ""}, // no version is an old one
-		{APK, "new-style", nil, "new-style needs wget (>= 2), which OpenWrt 25.12.5 has as 1 only. Did you mean libfoo2? Leave new-style out."},
+		{APK, "new-style", nil, "new-style needs wget (>= 2), which OpenWrt 25.12.5 has without a version only. Did you mean libfoo2? Leave new-style out."},
 	} {
 		q := Query{Format: c.format, Want: strings.Fields(c.want), Pins: c.pins}
 		_, problem := Resolve(parse(t, sample), q)
@@ -148,6 +203,7 @@ func TestSentences(t *testing.T) {
 	}{
 		{Problem{Kind: Unknown, Name: "x"}, `This version has no package "x".`},
 		{Problem{Kind: Missing, Name: "y", Chain: []string{"dnsmasq"}}, "dnsmasq needs y, which this version does not have. dnsmasq is a default package: send -dnsmasq to build without it."},
+		{Problem{Kind: Missing, Name: "y", Chain: []string{"x"}, Bound: ">= 3", Have: []string{"1", "", "2"}}, "x needs y (>= 3), which this version has as 1 and 2 and without a version only. Leave x out."},
 		{Problem{Kind: Conflict, Name: "a", With: "b"}, "a conflicts with b. Leave one of them out."},
 		{Problem{Kind: Conflict, Name: "a", With: "b", WithChain: []string{"d", "c"}}, "a conflicts with b, which c needs. Leave one of them out."},
 		{Problem{Kind: Conflict, Name: "dnsmasq", With: "b", File: "/etc/x"}, "b conflicts with dnsmasq, which is a default package, for both bring the file /etc/x: send -dnsmasq, too."},
@@ -174,6 +230,8 @@ func TestSolution(t *testing.T) {
 		{APK, "wget", "wget-ssl", false}, // it wants to be told which
 		{APK, "wget wget-nossl", "wget-nossl", true},
 		{APK, "hostapd mesh11sd", "mesh11sd wpad-mesh-openssl", true},
+		{APK, "twice", "twice-2", true},
+		{APK, "takes-twice", "takes-twice twice-2", true},
 	} {
 		got, problem := Resolve(parse(t, sample), Query{Format: c.format, Want: strings.Fields(c.want)})
 		if problem != nil {
@@ -182,7 +240,11 @@ func TestSolution(t *testing.T) {
 		}
 		var names []string
 		for _, p := range got.Packages {
-			names = append(names, p.Name)
+			if p.Name == "twice" {
+				names = append(names, p.Name+"-"+p.Version)
+			} else {
+				names = append(names, p.Name)
+			}
 		}
 		slices.Sort(names)
 		if strings.Join(names, " ") != c.gets || got.Sure != c.sure {

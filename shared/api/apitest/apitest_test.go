@@ -32,6 +32,12 @@ func TestClientsStumble(t *testing.T) {
 		{"luci-2022 200", Done, `{` + images + `}`},
 		{"luci-2022 200", Throws, `{` + strings.Replace(images, `"sha256_unsigned":"2"`, `"size":1`, 1) + `}`},
 		{"luci-2021 202", Throws, `{"queue_position":1}`},
+		{"auc-2021 202", AsksOn + ": queue position 3", `{"status":"queued","request_hash":"x","queue_position":3}`},
+		{"auc-2021 202", ForEver, `{"status":202,"request_hash":"x","detail":"queued"}`},
+		{"auc-2021 202", ForEver, `{"status":"queued"}`},
+		{"auc-2021 200", Done, `{"status":200,"request_hash":"x",` + images + `}`},
+		{"auc-2021 200", ForEver, `{"status":"done","request_hash":"x",` + images + `}`},
+		{"auc-2021 500", Stops + ": Bad message", `{"detail":"x"}`},
 		{"auc 422", Stops + ": unknown package (null)", `{"detail":"x"}`},
 		{"auc 503", Stops + ": Bad message", `{"detail":"x"}`},
 		{"auc 202", Stops + ": Bad message", `{"detail":"x"}`},
@@ -109,6 +115,9 @@ func TestOffers(t *testing.T) {
 		{"auc", `[` + branch + `]`, "24.10.0", "24.10.1 24.10.0"},
 		{"auc", `[` + strings.Replace(branch, "path_packages", "paths", 1) + `]`, "24.10.0", ""},
 		{"auc", `[` + branch + `]`, "23.05.5", ""},
+		{"auc-2021", `[` + branch + `]`, "24.10.0", ""},
+		{"auc-2021", `[{"updates":"","pubkey":"","repos":[],` + branch[1:] + `]`, "24.10.0", "24.10.1 24.10.0"},
+		{"auc-2021", `{"24.10":{"updates":"","pubkey":"","repos":[],` + branch[1:] + `}`, "24.10.0", ""},
 	} {
 		if got := strings.Join(finders[test.client](answer(200, test.body), test.installed), " "); got != test.want {
 			t.Errorf("%s offers %q, want %q: %s", test.client, got, test.want, test.body)

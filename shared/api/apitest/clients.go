@@ -25,6 +25,7 @@ var Clients = map[string]func(Answer) string{
 	"luci-2022":         luci(false, firstSteps...),
 	"luci-2025":         luci(false, append(firstSteps, "container_setup", "validate_revision", "validate_manifest", "signing_images", "done", "failed")...),
 	"luci-rebuilder":    luci(true, firstSteps...),
+	"auc-2021":          auc2021,
 	"auc":               auc,
 	"owut":              owut,
 	"firmware-selector": firmwareSelector,
@@ -118,6 +119,36 @@ func stops(a Answer) string {
 		}
 	}
 	return Stops + ": " + detail
+}
+
+// auc2021 is the C program of 2021 (0.2). It goes by words for the status in
+// the body, and prints "message".
+func auc2021(a Answer) string {
+	o := a.object()
+	word, isWord := o["status"].(string)
+	switch a.Status {
+	case http.StatusOK:
+		if _, ok := o["images"].([]any); !ok || o.text("bin_dir") == "" {
+			return Stops + ": Bad message"
+		}
+		if isWord {
+			return ForEver + ": " + word
+		}
+		return Done
+	case http.StatusAccepted:
+		if o.text("request_hash") == "" || word != "queued" && word != "started" {
+			return ForEver + ": it repeats its request at once"
+		}
+		if position, ok := o["queue_position"].(json.Number); ok {
+			return fmt.Sprintf("%s: queue position %s", AsksOn, position)
+		}
+		return AsksOn
+	case http.StatusUnprocessableEntity:
+		return Stops + ": unknown package " + cmp.Or(a.Header.Get("X-Unknown-Package"), "(null)")
+	case http.StatusInternalServerError:
+		return Stops + ": " + cmp.Or(o.text("message"), "Bad message")
+	}
+	return Stops + ": Bad message"
 }
 
 // auc is the C program of 2022 and later (0.3). It prints little.

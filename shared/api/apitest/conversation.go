@@ -67,7 +67,7 @@ func Begin(env *testscript.Env) {
 //	picks CLIENT FS bios|efi which image of the last result the client takes; sets IMAGE,
 //	                         SHA256 and UNSIGNED
 //	flashes FILE             sends it: the answer is the image, whole, as its sum says
-//	offers luci|owut|auc INSTALLED VERSION…
+//	offers luci|owut|auc|auc-2021 INSTALLED VERSION…
 //	                         the versions that the client finds in it, in its order
 //	index                    remembers the package versions in it
 //	agrees NAME…             the last result's manifest has these, in the versions of the index

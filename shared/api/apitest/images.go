@@ -44,6 +44,7 @@ var pickers = map[string]func(router, []image) *image{
 		}
 		return first(ofType(r.fitting(list), r.combined()))
 	},
+	"auc-2021": func(_ router, list []image) *image { return first(ofType(list, "sysupgrade")) },
 	"auc": func(r router, list []image) *image {
 		for _, r.filesystem = range []string{r.filesystem, "squashfs"} {
 			for _, kind := range []string{"sysupgrade", r.combined(), "sdcard"} {
@@ -133,7 +134,7 @@ func (c *conversation) offers(ts *testscript.TestScript, neg bool, args []string
 
 // finders find the versions to which an installed one may be upgraded.
 var finders = map[string]func(a Answer, installed string) []string{
-	"luci": luciOffers, "owut": owutOffers, "auc": aucOffers,
+	"luci": luciOffers, "owut": owutOffers, "auc": aucOffers, "auc-2021": auc2021Offers,
 }
 
 // branchOf is "24.10" of "24.10.0-rc1" and of "24.10-SNAPSHOT".
@@ -210,6 +211,24 @@ func aucOffers(a Answer, installed string) (found []string) {
 		}
 	}
 	return found
+}
+
+// auc2021Offers are those of the branches that have what auc demanded in 2021
+// as well. It reads no object of branches, only a list.
+func auc2021Offers(a Answer, installed string) []string {
+	branches, _ := a.value().([]any)
+	whole := slices.DeleteFunc(branches, func(item any) bool {
+		branch, _ := item.(map[string]any)
+		_, updates := branch["updates"].(string)
+		_, pubkey := branch["pubkey"].(string)
+		_, repos := branch["repos"].([]any)
+		return !updates || !pubkey || !repos
+	})
+	body, err := json.Marshal(whole)
+	if err != nil {
+		return nil
+	}
+	return aucOffers(Answer{Body: body}, installed)
 }
 
 func texts(value any) (list []string) {
