@@ -369,7 +369,9 @@ func TestRepositories(t *testing.T) {
 	if !slices.Equal(before, s.treeDigest()) {
 		t.Error("the shared tree was changed")
 	}
-	f := s.failed(s.build(build.Request{Version: "24.10.0", Target: "x86/64", Profile: "generic", RepositoryKeys: []string{strings.Repeat("A", 56)}}), build.KindBuild, "repository_keys")
+	plan := s.plan(build.Request{Version: "24.10.0", Target: "x86/64", Profile: "generic"})
+	plan.RepositoryKeys = []string{strings.Repeat("A", 56)}
+	f := s.failed(s.wait(s.submitPlan(plan)), build.KindBuild, "repository_keys")
 	if f.Command != "" {
 		t.Errorf("make was called although the key is none: %s", f.Command)
 	}

@@ -384,6 +384,22 @@ func (s *site) logger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
+// apart gives the request an ID of its own, one for each n below 512, and the
+// same image: it pins default packages to the versions that they have.
+func apart(r build.Request, n int) build.Request {
+	r.PackagesVersions = map[string]string{}
+	for i, pin := range []build.Pin{
+		{Name: "busybox", Version: "1.36.1-r2"}, {Name: "dnsmasq", Version: "2.90-r4"}, {Name: "dropbear", Version: "2024.86-r1"},
+		{Name: "fstools", Version: "2024.07.14~408c2cc4-r1"}, {Name: "logd", Version: "2024.04.26~85f10530-r1"}, {Name: "mtd", Version: "26"},
+		{Name: "netifd", Version: "2024.12.17~ea01ed41-r1"}, {Name: "uci", Version: "2023.08.10~5781664d-r1"}, {Name: "urandom-seed", Version: "3"},
+	} {
+		if n>>i&1 == 1 {
+			r.PackagesVersions[pin.Name] = pin.Version
+		}
+	}
+	return r
+}
+
 // request is the usual one, with these packages.
 func request(packages ...string) build.Request {
 	return build.Request{Version: "24.10.0", Target: "x86/64", Profile: "generic", Packages: packages}

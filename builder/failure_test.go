@@ -208,10 +208,7 @@ func (s *site) suffer(size int, d deed, honest map[string]string) {
 		}
 	}
 	s.forget(rec.ID) // what is transient would be tried again
-	// kernel is a pin that is not looked at, and gives the build an ID of its own.
-	r = request("nano")
-	r.PackagesVersions = map[string]string{"kernel": fmt.Sprint(size)}
-	if again := sums(s.done(s.build(r))); !maps.Equal(again, honest) {
+	if again := sums(s.done(s.build(apart(request("nano"), size)))); !maps.Equal(again, honest) {
 		s.Errorf("the next build gives %v instead of %v", again, honest)
 	}
 }

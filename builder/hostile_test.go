@@ -246,9 +246,7 @@ func (s *site) withstand(size int, a attack, honest map[string]string) {
 		s.Errorf("%s%s", f.Stdout, f.Stderr)
 	}
 	s.forget(rec.ID) // what is transient would be tried again
-	r = request("nano")
-	r.PackagesVersions = map[string]string{"kernel": fmt.Sprint(size)} // an ID of its own
-	if again := sums(s.done(s.build(r))); !maps.Equal(again, honest) {
+	if again := sums(s.done(s.build(apart(request("nano"), size)))); !maps.Equal(again, honest) {
 		s.Errorf("the next build gives %v instead of %v", again, honest)
 	}
 }

@@ -150,9 +150,9 @@ func TestTrim(t *testing.T) {
 				during = max(during, len(trees))
 			}
 		}})
-	for range 2 {
+	for _, packages := range [][]string{nil, {"htop"}} {
 		for _, version := range []string{"23.05.5", "24.10.0"} {
-			s.done(s.build(build.Request{Version: version, Target: "x86/64", Profile: "generic", PackagesVersions: map[string]string{"kernel": strconv.Itoa(s.web.fetched())}}))
+			s.done(s.build(build.Request{Version: version, Target: "x86/64", Profile: "generic", Packages: packages}))
 		}
 	}
 	trees, _ := filepath.Glob(filepath.Join(s.folder, "imagebuilder", "*"))

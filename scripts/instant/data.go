@@ -201,7 +201,7 @@ func (r release) make(o Options, key usign.PublicKey) (upstream.Release, error) 
 		r.revision = o.Snapshot
 	}
 	r.bare, r.listing = slices.Contains(o.Bare, r.version), o.Listing
-	made := upstream.Release{Version: r.version, APK: r.apk, Bare: r.bare, Feeds: map[string]upstream.Feeds{}}
+	made := upstream.Release{Version: r.version, APK: r.apk, ADB: r.apk, Bare: r.bare, Feeds: map[string]upstream.Feeds{}}
 	for _, t := range targets {
 		made.Feeds[t.arch] = r.feeds()
 		target := upstream.Target{Profiles: r.profiles(t), Packages: r.core(), Kmods: r.modules(t)}

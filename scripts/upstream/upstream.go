@@ -6,6 +6,8 @@ package upstream
 import (
 	"bytes"
 	"compress/gzip"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -14,6 +16,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/attended-sysupgrade/sysup/shared/feed"
 	"github.com/attended-sysupgrade/sysup/shared/usign"
 )
 
@@ -29,6 +32,7 @@ type Upstream struct {
 type Release struct {
 	Version string
 	APK     bool // feeds as of 25.12: index.json and .apk names, no Packages
+	ADB     bool // with APK: packages.adb, too, signed by a key made of the upstream's
 	Bare    bool // as up to 19.07: neither profiles.json nor index.json
 	Targets []Target
 	Feeds   map[string]Feeds // by package architecture
@@ -206,12 +210,31 @@ func (w *writer) feed(dir, arch string, r Release, packages []Package) {
 	if !r.Bare {
 		w.json(path.Join(dir, "index.json"), map[string]any{"version": 2, "architecture": arch, "packages": versions})
 	}
+	if r.APK && r.ADB {
+		list, err := feed.ParsePackages(index.Bytes())
+		w.fail(err)
+		adb, err := feed.WriteADB(list, apkKey(w.key))
+		w.fail(err)
+		w.data(path.Join(dir, "packages.adb"), adb)
+	}
 	if r.APK {
 		return
 	}
 	w.data(path.Join(dir, "Packages.gz"), compress(index.Bytes()))
 	w.data(path.Join(dir, "Packages.manifest"), index.Bytes())
 	w.signed(path.Join(dir, "Packages"), index.Bytes())
+}
+
+// apkKey is the key of apk's indices: equal keys of the upstream give equal
+// files.
+func apkKey(key usign.SecretKey) *ecdsa.PrivateKey {
+	sig := key.Sign([]byte("packages.adb")).Sig
+	seed := sha256.Sum256(sig[:])
+	private, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), seed[:])
+	if err != nil {
+		panic(err) // one in 2^32
+	}
+	return private
 }
 
 func compress(b []byte) []byte {

@@ -194,8 +194,8 @@ func isPEMKey(text string) bool {
 	if !pemKeyPattern.MatchString(text) {
 		return false
 	}
-	block, more := pem.Decode([]byte(text))
-	if block == nil || len(more) > 0 {
+	block, _ := pem.Decode([]byte(text)) // the pattern takes only one
+	if block == nil {
 		return false
 	}
 	var wrapped struct {

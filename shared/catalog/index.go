@@ -20,7 +20,8 @@ type index struct {
 	format resolve.Format
 	lost   bool   // some names with ABI versions are missing
 	bare   bool   // of some packages only the name and the version are known
-	open   bool   // there may be names that it does not have
+	open   bool   // there may be packages that it does not have
+	mute   bool   // of some packages it does not tell what they provide
 	stamp  string // of the files that it was read from
 }
 

@@ -229,20 +229,20 @@ func (c *Catalog) loadTarget(f files, key string) (*target, error) {
 	t.stamp = stamp
 	dir := folder(t.version) + "/targets/" + t.name
 	var texts []string
-	open := false
+	mute := false
 	for _, file := range []string{".packages", ".kmods"} {
 		from := t.indices()[file]
 		m, text, err := f.read(key + "/" + file)
 		// Modules of an earlier kernel may still be there.
 		if from != "" && err == nil && path.Dir(c.pathOf(m)) == path.Join(dir, from) {
 			texts = append(texts, text)
-			open = open || namesOnly(m)
+			mute = mute || namesOnly(m)
 			t.kmods = file == ".kmods"
 		}
 	}
 	if len(texts) > 0 {
 		t.own = newIndex(texts...)
-		t.own.open = open
+		t.own.mute = mute
 		t.kmods = t.kmods || t.Kernel == "" && t.own.has(kmodPrefix)
 	}
 	return t, nil
@@ -360,15 +360,15 @@ func (c *Catalog) loadFeeds(f files, key string) (*index, error) {
 	list, _, _ := f.read(feedsKey(key) + "/.names")
 	stamp := stampOfUnit(f, feedsKey(key), append([]string{".names"}, names...))
 	var texts []string
-	open := list.Sum == "" // it was guessed
+	open, mute := list.Sum == "", false // a list without a sum was guessed
 	for _, name := range names {
 		m, text, err := f.read(feedsKey(key) + "/" + name)
 		if err == nil {
 			texts = append(texts, text)
 		}
-		open = open || err != nil || namesOnly(m)
+		open, mute = open || err != nil, mute || namesOnly(m)
 	}
 	x := newIndex(texts...)
-	x.stamp, x.open = stamp, open
+	x.stamp, x.open, x.mute = stamp, open, mute
 	return x, nil
 }

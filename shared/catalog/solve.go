@@ -161,10 +161,38 @@ func (u *universe) Granted(name string) bool {
 		return true
 	}
 	_, found := u.find(name)
-	return found || u.open() || slices.Contains(u.Facts.Defaults, name)
+	return found || u.open() || u.mute() && !u.mistyped(name) || slices.Contains(u.Facts.Defaults, name)
 }
 
 // open tells whether there may be names that are in no index.
 func (u *universe) open() bool { return u.target.own.open || u.feeds.open }
 
+// mute tells whether there may be names that packages of the indices provide.
+func (u *universe) mute() bool { return u.target.own.mute || u.feeds.mute }
+
 func (u *universe) Whole() bool { return !u.target.own.bare && !u.feeds.bare && !u.open() }
+
+// mistyped tells whether a name is so near to a package's that it cannot well
+// be one of its own: other numbers, short names and modules may be.
+func (u *universe) mistyped(name string) bool {
+	if len(name) < 5 || strings.HasPrefix(name, kmodPrefix) {
+		return false
+	}
+	name = strings.ToLower(name)
+	letters, digits := lettersOf(name), digitsOf(name)
+	for c := range u.names() {
+		if cost, ok := costOf(name, c, 1, letters); ok && cost <= 1 && digitsOf(c) == digits {
+			return true
+		}
+	}
+	return false
+}
+
+func digitsOf(name string) string {
+	return strings.Map(func(r rune) rune {
+		if r < '0' || r > '9' {
+			return -1
+		}
+		return r
+	}, name)
+}

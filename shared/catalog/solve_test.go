@@ -304,7 +304,7 @@ func TestInDoubt(t *testing.T) {
 		{"the feeds are guessed", func(u *catalogtest.Upstream) { u.Drop(x86Feeds + "/feeds.conf") }, "24.10.5", "falter-common luci-app-x", ""},
 		{"a feed is elsewhere", func(u *catalogtest.Upstream) { u.Drop(x86Feeds + "/falter/") }, "24.10.5", "falter-common luci-app-x", ""},
 		{"no folder of modules", func(u *catalogtest.Upstream) { u.Drop("releases/24.10.5/targets/x86/64/kmods") }, "24.10.5", "kmod-wireguard kmod-user", "nanoo luci-app-x"},
-		{"names only", func(u *catalogtest.Upstream) { withoutADB(u, "releases/25.12.0-rc1") }, "25.12.0-rc1", "hostapd luci-app-x", ""},
+		{"names only", func(u *catalogtest.Upstream) { withoutADB(u, "releases/25.12.0-rc1") }, "25.12.0-rc1", "hostapd editor kmod-other libfoo3 luci-app-x", "luci-ssll dnsmasc"},
 	} {
 		for _, doubtful := range []bool{false, true} {
 			u := market(t)

@@ -167,7 +167,8 @@ type turn struct {
 
 func (b brute) turns(want []string) []turn {
 	var turns []turn
-	if b.Format != Opkg {
+	conflicts := func(p *feed.Package) bool { return len(p.Conflicts) > 0 }
+	if b.Format != Opkg || !slices.ContainsFunc(b.packages, conflicts) {
 		return nil
 	}
 	for i := range want {

@@ -201,8 +201,11 @@ func (u *Upstream) Sign(dir string) {
 func (u *Upstream) Feed(version, arch, name string, apk bool, packages ...Package) {
 	dir := Folder(version) + "/packages/" + arch
 	u.feed(dir+"/"+name, apk, packages)
-	if conf := u.Get(dir + "/feeds.conf"); name != "base" && !bytes.Contains(conf, []byte("src-git "+name+" ")) {
+	conf := u.Get(dir + "/feeds.conf")
+	if name != "base" && !bytes.Contains(conf, []byte("src-git "+name+" ")) {
 		u.Put(dir+"/feeds.conf", fmt.Appendf(bytes.Clone(conf), "src-git %s https://git.example.org/%s.git^%040x\n", name, name, 1))
+	} else if conf == nil {
+		u.Put(dir+"/feeds.conf", []byte{})
 	}
 }
 
