@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/attended-sysupgrade/sysup/scripts/instant"
 	"github.com/attended-sysupgrade/sysup/shared/build"
@@ -72,7 +73,15 @@ func smallDisk(t *testing.T) string {
 		t.Fatalf("mount a small disk: %v", err)
 	}
 	t.Cleanup(func() {
-		if err := syscall.Unmount(disk, 0); err != nil {
+		err := syscall.Unmount(disk, 0)
+		for range 50 { // the kernel closes the files of what was killed a little later
+			if !errors.Is(err, syscall.EBUSY) {
+				break
+			}
+			time.Sleep(100 * time.Millisecond)
+			err = syscall.Unmount(disk, 0)
+		}
+		if err != nil {
 			t.Errorf("unmount the small disk: %v", err)
 		}
 	})
