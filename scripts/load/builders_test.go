@@ -81,7 +81,9 @@ func (r *region) keepHouseOften() {
 			case <-r.Context().Done():
 				return
 			case <-time.After(housekeeper):
-				r.keepHouse()
+				if err := r.keepHouse(); err != nil {
+					r.Errorf("the housekeeper: %v", err)
+				}
 			}
 		}
 	})

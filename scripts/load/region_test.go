@@ -42,6 +42,9 @@ type region struct {
 	builders int // started until now
 }
 
+// serverPub is the name of the parameter with the server's public key.
+const serverPub = "/sysup/load/server-pub"
+
 // newRegion has an upstream whose ImageBuilder waits that long, and so many
 // API functions at once.
 func newRegion(t testing.TB, wait time.Duration, functions int) *region {
@@ -57,8 +60,10 @@ func newRegion(t testing.TB, wait time.Duration, functions int) *region {
 	r.openStores()
 	r.serveCertifier()
 	r.serveUpstream(wait)
-	r.keeper = r.function("housekeeper", "SYSUP_DEAD_LETTERS_URL="+r.settings.DeadLettersURL)
-	r.keepHouse()
+	r.keeper = r.function("housekeeper", "SYSUP_DEAD_LETTERS_URL="+r.settings.DeadLettersURL, "SYSUP_SERVER_PUB=ssm:"+serverPub)
+	if err := r.keepHouse(); err != nil {
+		t.Fatalf("the housekeeper: %v", err) // without a catalogue no request is taken
+	}
 	r.serveAPI(functions)
 	return r
 }
@@ -123,7 +128,8 @@ func (r *region) function(name string, environ ...string) *lambdatest.Function {
 	return lambdatest.Start(r, filepath.Join(r.folder, name), append(environ, r.environ...)...)
 }
 
-// serveCertifier serves as much of Lambda's API as builders use.
+// serveCertifier serves as much of Lambda's API as builders use, and of SSM's
+// as the housekeeper does, who asks for the public key.
 func (r *region) serveCertifier() {
 	r.Helper()
 	key, err := usign.Generate("server of the benchmark")
@@ -141,17 +147,21 @@ func (r *region) serveCertifier() {
 		}
 		w.Write(answer)
 	})
+	mux.HandleFunc("POST /{$}", func(w http.ResponseWriter, request *http.Request) {
+		w.Header().Set("Content-Type", "application/x-amz-json-1.1")
+		json.NewEncoder(w).Encode(map[string]any{"Parameter": map[string]string{
+			"Name": serverPub, "Type": "String", "Value": string(key.Public().Marshal()),
+		}})
+	})
 	web := httptest.NewServer(mux)
 	r.Cleanup(web.Close)
-	r.environ = append(r.environ, "AWS_ENDPOINT_URL_LAMBDA="+web.URL)
+	r.environ = append(r.environ, "AWS_ENDPOINT_URL_LAMBDA="+web.URL, "AWS_ENDPOINT_URL_SSM="+web.URL)
 }
 
 // keepHouse does what a schedule does on AWS.
-func (r *region) keepHouse() {
-	r.Helper()
-	if _, err := r.keeper.Call(map[string]string{"source": "aws.events"}); err != nil {
-		r.Errorf("the housekeeper: %v", err)
-	}
+func (r *region) keepHouse() error {
+	_, err := r.keeper.Call(map[string]string{"source": "aws.events"})
+	return err
 }
 
 // serveAPI does what API Gateway and Lambda do: one event at a time for each
