@@ -228,10 +228,12 @@ func grouped(job *sandbox.Job) bool {
 	return slices.ContainsFunc(job.Guards(), func(g string) bool { return strings.HasPrefix(g, "cgroup") && strings.Contains(g, "memory") })
 }
 
+// groups lists the control groups of this process's jobs; other processes make and remove theirs meanwhile.
 func groups(t *testing.T) (list []string) {
 	t.Helper()
+	own := fmt.Sprintf("%s%d-", sandbox.GroupPrefix, os.Getpid())
 	must(t, filepath.WalkDir("/sys/fs/cgroup", func(path string, d os.DirEntry, err error) error {
-		if err == nil && strings.HasPrefix(d.Name(), sandbox.GroupPrefix) {
+		if err == nil && strings.HasPrefix(d.Name(), own) {
 			list = append(list, path)
 		}
 		return nil
