@@ -91,11 +91,15 @@ const (
 func (s *Service) start(ctx context.Context, a *admission, old Record, sub Submission) (Status, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTime)
 	defer cancel()
-	first, end := s.starts.begin(a.id)
+	over, end := s.starts.begin(a.id)
 	defer end()
 	if err := a.enter(ctx); err != nil {
 		a.leave(ctx)
-		wait(ctx, first)
+		end()
+		select {
+		case <-over:
+		case <-ctx.Done():
+		}
 		return s.joinOr(ctx, a.id, err)
 	}
 	rec := NewRecord(a.id, sub.Plan, sub.Request, a.sequence, Now())
@@ -125,41 +129,39 @@ func (s *Service) start(ctx context.Context, a *admission, old Record, sub Submi
 
 // starts are the builds that this process is starting. Of equal requests at
 // once, one may take the last place: the others, refused for want of one, wait
-// and join it.
+// until all are through and join it.
 type starts struct {
 	mu    sync.Mutex
-	under map[ID]chan struct{}
+	under map[ID]*starting
 }
 
-// begin returns a channel that closes when whoever began before is through,
-// nil for the first.
-func (s *starts) begin(id ID) (first <-chan struct{}, end func()) {
+type starting struct {
+	n    int // requests
+	over chan struct{}
+}
+
+// begin counts a request among those that start the build. The channel closes
+// when the last of them has ended, which each does once.
+func (s *starts) begin(id ID) (over <-chan struct{}, end func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if under, ok := s.under[id]; ok {
-		return under, func() {}
-	}
 	if s.under == nil {
-		s.under = map[ID]chan struct{}{}
+		s.under = map[ID]*starting{}
 	}
-	mine := make(chan struct{})
-	s.under[id] = mine
-	return nil, func() {
+	all := s.under[id]
+	if all == nil {
+		all = &starting{over: make(chan struct{})}
+		s.under[id] = all
+	}
+	all.n++
+	return all.over, sync.OnceFunc(func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		delete(s.under, id)
-		close(mine)
-	}
-}
-
-func wait(ctx context.Context, first <-chan struct{}) {
-	if first == nil {
-		return
-	}
-	select {
-	case <-first:
-	case <-ctx.Done():
-	}
+		if all.n--; all.n == 0 {
+			delete(s.under, id)
+			close(all.over)
+		}
+	})
 }
 
 // settle finds out what became of a write that reported a failure. It returns
