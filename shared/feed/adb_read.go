@@ -69,12 +69,17 @@ type payload struct {
 	err          error
 }
 
+// maxValues is how many values a payload of so many bytes may be read to have.
+// Real indices read each word of theirs less than once.
+func maxValues(length int) int { return 4*length + 1024 }
+
+var errShared = errors.New("its values are shared too often")
+
 // values is an array or object of n values; the first is in slot 1.
 type values struct{ at, n uint32 }
 
 func readIndex(b []byte) ([]Package, error) {
-	// Real indices read each word of their payload less than once.
-	r := &payload{text: string(b), values: 4*len(b) + 1024, dependencies: maxDependencies}
+	r := &payload{text: string(b), values: maxValues(len(b)), dependencies: maxDependencies}
 	root := r.list(r.word(4))
 	spec := r.fileSpec(root)
 	packages := r.list(r.slot(root, slotPackages))
@@ -220,7 +225,7 @@ func (r *payload) list(value uint32) values {
 		return values{}
 	}
 	if r.values -= int(n); r.values < 0 {
-		r.fail("its values are shared too often")
+		r.err = errShared
 		return values{}
 	}
 	return values{at, n - 1}

@@ -83,6 +83,9 @@ func writeIndex(packages []Package) ([]byte, error) {
 		list = append(list, p)
 	}
 	root := w.list(typeObject, 0, w.list(typeArray, list...))
+	if w.values > maxValues(len(w.b)) {
+		return nil, fmt.Errorf("the packages are too much alike for an index: %w", errShared)
+	}
 	binary.LittleEndian.PutUint32(w.b[4:], root)
 	return append(w.b, make([]byte, max(0, minPayload-len(w.b)))...), nil
 }
@@ -91,6 +94,7 @@ func writeIndex(packages []Package) ([]byte, error) {
 type writer struct {
 	b       []byte
 	written map[string]uint32 // values by type and content
+	values  int               // that a reader will read
 }
 
 func (w *writer) put(kind uint32, align int, content []byte) uint32 {
@@ -138,6 +142,7 @@ func (w *writer) list(kind uint32, values ...uint32) uint32 {
 	if len(values) == 0 {
 		return 0
 	}
+	w.values += len(values) + 1
 	content := binary.LittleEndian.AppendUint32(nil, uint32(len(values)+1))
 	for _, v := range values {
 		content = binary.LittleEndian.AppendUint32(content, v)
